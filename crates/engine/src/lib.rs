@@ -1,0 +1,131 @@
+//! The [`Engine`] trait and what implements it: the embedded llama.cpp in a supervised child process and a `fake`
+//! engine for load tests. External HTTP engines come beside them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use opengrid_protocol::{
+    Sampling,
+    beacon::Class,
+    session::{Finish, Token, TokenOut, Usage},
+};
+use tokio::sync::mpsc;
+
+/// Something that turns tokens into tokens: a whole model now, a stage of one later.
+///
+/// Implementations are shared by many tasks; every method returns promptly, work happens behind [`Generation`].
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// What this engine can do, measured where it says so. Constant while the engine lives.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The load at this moment.
+    fn load(&self) -> Load;
+
+    /// Queues a generation. Dropping the returned [`Generation`] cancels it within one step.
+    ///
+    /// # Errors
+    /// [`EngineError`] says whether another worker may do better.
+    async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError>;
+
+    /// Stops taking work, ends what runs and returns when all memory and processes are gone.
+    async fn shutdown(&self);
+}
+
+pub type SharedEngine = Arc<dyn Engine>;
+
+/// What an engine serves and how fast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Capabilities {
+    /// Proven by a self-test at start, see `SLICES.md`, "Batch invariance".
+    pub class: Class,
+    /// Tokens that one sequence can hold.
+    pub context_tokens: u32,
+    /// Sequences that run at once.
+    pub slots: u16,
+    /// Sessions that may wait for a slot before [`EngineError::Busy`].
+    pub queue_max: u16,
+    /// Tokens per second of one stream, and of prefill, measured at start.
+    pub decode_tokens_per_s: f32,
+    pub prefill_tokens_per_s: f32,
+    /// Resident memory that weights and KV cache take, in bytes.
+    pub memory_bytes: u64,
+    /// e.g. `llama.cpp 0.1.161 (cpu, exact)`, for people.
+    pub description: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    pub slots_busy: u16,
+    pub queued: u16,
+    /// False while the child process is being restarted.
+    pub healthy: bool,
+}
+
+/// One answer to generate. Limits are checked by `opengrid_protocol::session::Open::check` before it comes here.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Whose cache may be reused: KV cells are shared only between requests of the same client.
+    pub client: [u8; 32],
+    /// Prompt and, after a failover, the answer so far.
+    pub tokens: Vec<Token>,
+    /// Length of the original prompt; `tokens[prompt_tokens..]` is answer already.
+    pub prompt_tokens: u32,
+    /// Most tokens of the whole answer.
+    pub completion_tokens_max: u32,
+    pub stop_tokens: Vec<Token>,
+    pub sampling: Sampling,
+    pub top_logprobs: Option<u8>,
+}
+
+/// A running (or waiting) generation. Drop it to cancel.
+pub struct Generation {
+    /// Ends after [`Event::Finished`] or [`Event::Failed`].
+    pub events: mpsc::Receiver<Event>,
+    /// Cancels on drop.
+    pub guard: CancelGuard,
+}
+
+/// Runs a closure when dropped.
+pub struct CancelGuard(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl CancelGuard {
+    pub fn new(cancel: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(cancel)))
+    }
+}
+
+impl Drop for CancelGuard {
+    fn drop(&mut self) {
+        if let Some(cancel) = self.0.take() {
+            cancel();
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// So many generations are before this one.
+    Queued(u32),
+    /// Consecutive tokens of the answer; the first one ever has answer index `tokens.len() - prompt_tokens`.
+    Tokens(Vec<TokenOut>),
+    Finished(Finish, Usage),
+    Failed(EngineError),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    #[error("the queue is full")]
+    Busy,
+    #[error("the request needs {needed} tokens of context, this engine has {context_tokens}")]
+    ContextTooSmall { needed: u32, context_tokens: u32 },
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    #[error("the engine process died")]
+    Died,
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+    #[error("the model cannot be loaded: {0}")]
+    Load(String),
+}

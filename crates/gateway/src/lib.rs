@@ -1,0 +1,1 @@
+//! The HTTP face of a node: OpenAI API, native API and web page

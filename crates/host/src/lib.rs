@@ -1,0 +1,1 @@
+//! Hardware probes, limits and benchmark of the host machine

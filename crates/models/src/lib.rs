@@ -1,0 +1,1 @@
+//! Catalogue, bounded GGUF reader, content store and downloads

@@ -1,0 +1,226 @@
+//! What a gateway may ask of a node. Everything else of the node is invisible to it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use opengrid_protocol::{
+    ModelRoot, NodeId, Sampling, SessionId,
+    session::{Finish, Token, TokenOut, Usage},
+};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+pub type SharedGrid = Arc<dyn GridHandle>;
+
+#[async_trait]
+pub trait GridHandle: Send + Sync {
+    fn status(&self) -> Status;
+
+    /// Connected nodes and nodes known from live beacons, ourselves excluded.
+    fn peers(&self) -> Vec<PeerRow>;
+
+    /// Every model of the catalogue; those with `workers > 0` can be answered now.
+    fn models(&self) -> Vec<ModelRow>;
+
+    /// Tokenizer, pieces and template of a model, fetched from peers or disk on first use.
+    ///
+    /// # Errors
+    /// [`GridError::UnknownModel`], [`GridError::NoWorker`] (nobody to fetch the vocabulary from) or
+    /// [`GridError::Internal`].
+    async fn text(&self, model: &str) -> Result<Arc<dyn TextModel>, GridError>;
+
+    /// Places a generation on the grid. Dropping the [`Answer`] cancels it. Worker deaths are survived inside.
+    ///
+    /// # Errors
+    /// At once when nobody can take it.
+    async fn generate(&self, job: Job) -> Result<Answer, GridError>;
+
+    /// Dials the node of an invite and remembers it.
+    ///
+    /// # Errors
+    /// A sentence for the person who typed the invite.
+    async fn join(&self, invite: &str) -> Result<(), String>;
+
+    /// Asks the process to drain and exit.
+    fn request_shutdown(&self);
+
+    /// Node and network metrics in OpenMetrics text, without the `# EOF` line.
+    fn metrics(&self) -> String;
+}
+
+/// The text side of a model: lives at the gateway, never crosses the network.
+#[async_trait]
+pub trait TextModel: Send + Sync {
+    /// Token ids of `text`. `add_special` prepends what the model wants first (BOS); `parse_special` turns
+    /// `<|…|>` marks into their control tokens.
+    ///
+    /// # Errors
+    /// [`GridError::Internal`] when the tokenizer process died (it is restarted for the next call).
+    async fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, GridError>;
+
+    /// The bytes that a token prints; empty for control tokens and for ids out of range.
+    fn piece(&self, token: Token) -> &[u8];
+
+    fn vocabulary_size(&self) -> u32;
+
+    /// Tokens that end an answer.
+    fn end_tokens(&self) -> &[Token];
+
+    /// The GGUF's own Jinja template.
+    fn chat_template(&self) -> Option<&str>;
+
+    /// The texts of BOS and EOS, for templates.
+    fn bos_text(&self) -> &str;
+    fn eos_text(&self) -> &str;
+
+    /// Whether prompts get a BOS in front ("add_bos").
+    fn adds_bos(&self) -> bool;
+
+    /// Tokens that the model was trained to hold; workers may hold fewer.
+    fn trained_context(&self) -> u32;
+}
+
+/// One answer to compute.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub model: String,
+    pub prompt: Vec<Token>,
+    /// `None`: up to the end of the context.
+    pub completion_tokens_max: Option<u32>,
+    pub stop_tokens: Vec<Token>,
+    pub sampling: Sampling,
+    pub top_logprobs: Option<u8>,
+    /// Requests with the same key prefer the same worker (`prompt_cache_key`); else the prompt's prefix decides.
+    pub affinity: Option<String>,
+}
+
+/// A running answer. Drop it to cancel.
+#[derive(Debug)]
+pub struct Answer {
+    pub session: SessionId,
+    /// The worker that accepted it first.
+    pub worker: NodeId,
+    /// Ends after `Finished` or `Failed`.
+    pub events: mpsc::Receiver<AnswerEvent>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnswerEvent {
+    /// So many sessions are before this one.
+    Queued(u32),
+    Tokens(Vec<TokenOut>),
+    /// The worker died or left; another continues. `exact`: of the same class, so the text is the same to the letter.
+    Moved { worker: NodeId, exact: bool },
+    Finished(Finish, Usage),
+    Failed(GridError),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GridError {
+    #[error("the model `{0}` does not exist")]
+    UnknownModel(String),
+    #[error("no node serves `{model}` right now")]
+    NoWorker { model: String, retry_after_s: u32 },
+    #[error("this model's maximum context length is {limit} tokens, the request needs {needed}")]
+    ContextOverflow { limit: u32, needed: u32 },
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// `GET /grid/v1/status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub peer_id: NodeIdText,
+    pub version: String,
+    pub uptime_seconds: u64,
+    /// `edge` or `worker`.
+    pub role: String,
+    /// Models that this node serves itself.
+    pub models: Vec<ServedModel>,
+    /// Connected peers.
+    pub peers: usize,
+    /// One plain reason, e.g. `serving`, `loading smollm2-135m`, `draining`.
+    pub state: String,
+    pub api: String,
+    pub p2p_addresses: Vec<String>,
+    /// `public`, `private` or `unknown`.
+    pub nat: String,
+    pub invite: String,
+    pub sessions_running: usize,
+    pub tokens_generated: u64,
+}
+
+/// Serialises a [`NodeId`] as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeIdText(pub NodeId);
+
+impl Serialize for NodeIdText {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ServedModel {
+    pub id: String,
+    /// `loading`, `ready`, `restarting` or `failed: why`.
+    pub state: String,
+    /// `exact:…` or `approximate`.
+    pub class: String,
+    pub context_tokens: u32,
+    pub slots: u16,
+    pub slots_busy: u16,
+    pub queued: u16,
+    pub decode_tokens_per_s: f32,
+    pub prefill_tokens_per_s: f32,
+    pub memory_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerRow {
+    pub peer_id: NodeIdText,
+    pub version: Option<String>,
+    pub connected: bool,
+    /// `direct`, `relayed` or `none`.
+    pub path: String,
+    pub addresses: Vec<String>,
+    pub rtt_ms: Option<f64>,
+    pub models: Vec<PeerModel>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerModel {
+    pub id: String,
+    pub class: String,
+    pub slots: u16,
+    pub slots_busy: u16,
+    pub queued: u16,
+    pub decode_tokens_per_s: f32,
+    pub draining: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelRow {
+    pub id: String,
+    #[serde(serialize_with = "as_text")]
+    pub root: ModelRoot,
+    pub size_bytes: u64,
+    pub licence: String,
+    /// `tiny`, `small`, `medium` or `large`.
+    pub class: String,
+    /// Live workers, ourselves included.
+    pub workers: usize,
+    /// The file is in this node's store.
+    pub local: bool,
+    /// Smallest context among the live workers; 0 without one.
+    pub context_tokens: u32,
+    /// Unix seconds at which the model entered the catalogue.
+    pub created: u64,
+}
+
+fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}

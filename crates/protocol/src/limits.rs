@@ -1,0 +1,46 @@
+//! The bound of everything that comes from outside. One place, so that a review sees them together.
+
+/// Largest signed record (beacon, sealing key) on the wire, in bytes.
+pub const RECORD_BYTES_MAX: usize = 4 * 1024;
+/// Largest frame on a session channel, sealed or not, in bytes. A prompt of [`PROMPT_TOKENS_MAX`] fits.
+pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Most tokens a session may open with (prompt and the answer so far).
+pub const PROMPT_TOKENS_MAX: usize = 131_072;
+/// Most tokens one session may generate.
+pub const COMPLETION_TOKENS_MAX: u32 = 131_072;
+/// Most tokens that stop a session by themselves (end-of-generation ids).
+pub const STOP_TOKENS_MAX: usize = 64;
+/// Most entries of a logit-bias table.
+pub const LOGIT_BIAS_MAX: usize = 300;
+/// Most alternatives returned with each token.
+pub const TOP_LOGPROBS_MAX: u8 = 20;
+/// Most sessions open at once on one sealed channel.
+pub const SESSIONS_PER_CHANNEL_MAX: usize = 512;
+/// Most sealed channels that a worker keeps open for one peer.
+pub const CHANNELS_PER_PEER_MAX: usize = 4;
+/// Bytes of a chunk of a model file; the unit of transfer and of verification. A power of two times BLAKE3's 1,024.
+pub const CHUNK_BYTES: u64 = 1024 * 1024;
+/// Largest model file in bytes (1 TiB): bounds the manifest at 32 MiB.
+pub const FILE_BYTES_MAX: u64 = 1 << 40;
+/// Most models in one node's announcements.
+pub const MODELS_PER_NODE_MAX: usize = 32;
+/// Longest model id in bytes.
+pub const MODEL_ID_BYTES_MAX: usize = 128;
+/// Most addresses in an invite.
+pub const INVITE_ADDRESSES_MAX: usize = 16;
+/// Longest address in bytes.
+pub const ADDRESS_BYTES_MAX: usize = 256;
+/// How far two clocks may differ before signed, expiring records are refused, in milliseconds.
+pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
+/// Life of a beacon in milliseconds. A node that dies silently leaves every list after this time at the latest.
+pub const BEACON_LIFE_MS: u64 = 8_000;
+/// Longest life that a beacon may claim, in milliseconds.
+pub const BEACON_LIFE_MS_MAX: u64 = 120_000;
+/// A sealing key is rotated after this time, in milliseconds.
+pub const SEALING_KEY_LIFE_MS: u64 = 3_600_000;
+/// An expired sealing key still opens what was sealed to it for this time, in milliseconds.
+pub const SEALING_KEY_OVERLAP_MS: u64 = 300_000;
+/// While a session runs, the worker sends something (a token, a queue position, a heartbeat) at least this often.
+pub const HEARTBEAT_MS: u64 = 250;
+/// The gateway gives a worker up after this long without any frame from it while a session runs.
+pub const SILENCE_MS_MAX: u64 = 1_200;

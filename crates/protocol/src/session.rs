@@ -1,0 +1,123 @@
+//! What gateway and worker say inside a sealed channel. Token ids only: text never leaves the gateway.
+//!
+//! One channel carries many sessions. A session is [`ToWorker::Open`], then [`ToGateway::Accepted`], any number of
+//! [`ToGateway::Tokens`] and one [`ToGateway::Finished`] or [`ToGateway::Refused`]. While any session of the channel
+//! runs, the worker sends at least a [`ToGateway::Heartbeat`] every [`HEARTBEAT_MS`](crate::limits::HEARTBEAT_MS).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ModelRoot, Sampling, SessionId,
+    codec::DecodeError,
+    limits::{COMPLETION_TOKENS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX},
+};
+
+/// A vocabulary index.
+pub type Token = u32;
+
+/// From the gateway.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToWorker {
+    Open(Box<Open>),
+    Cancel { session: SessionId },
+    /// Asks for a [`ToGateway::Pong`]; measures the way and the load.
+    Ping { nonce: u64 },
+}
+
+/// Starts a session, or continues one that another worker lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Open {
+    pub session: SessionId,
+    pub model: ModelRoot,
+    /// The prompt and, after a failover, the answer so far.
+    pub tokens: Vec<Token>,
+    /// Tokens of the original prompt. The sampler's step is the index in the answer, so it continues where the lost
+    /// worker stopped.
+    pub prompt_tokens: u32,
+    /// Most tokens of the whole answer, those of `tokens` included.
+    pub completion_tokens_max: u32,
+    /// Tokens that end the answer; they are reported as the finish, not as text.
+    pub stop_tokens: Vec<Token>,
+    pub sampling: Sampling,
+    /// `None`: no log-probabilities; else that many alternatives with each token.
+    pub top_logprobs: Option<u8>,
+}
+
+impl Open {
+    /// # Errors
+    /// The first limit that is broken.
+    pub fn check(&self) -> Result<(), DecodeError> {
+        let rules = [
+            (!self.tokens.is_empty(), "a session needs at least one token"),
+            (self.tokens.len() <= PROMPT_TOKENS_MAX, "too many prompt tokens"),
+            (
+                self.prompt_tokens >= 1 && self.prompt_tokens as usize <= self.tokens.len(),
+                "prompt_tokens must lie in 1..=tokens",
+            ),
+            (self.completion_tokens_max <= COMPLETION_TOKENS_MAX, "completion_tokens_max is too large"),
+            (self.stop_tokens.len() <= STOP_TOKENS_MAX, "too many stop tokens"),
+            (self.top_logprobs.is_none_or(|n| n <= TOP_LOGPROBS_MAX), "too many top_logprobs"),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, why)) => Err(DecodeError::Invalid(why)),
+            None => self.sampling.check(),
+        }
+    }
+}
+
+/// From the worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToGateway {
+    /// The session has a place; `queued` others are before it.
+    Accepted { session: SessionId, queued: u32 },
+    /// New tokens from answer index `from` on.
+    Tokens { session: SessionId, from: u32, tokens: Vec<TokenOut> },
+    Finished { session: SessionId, finish: Finish, usage: Usage },
+    /// This worker will not go on with the session; another may.
+    Refused { session: SessionId, why: Refusal },
+    Heartbeat,
+    Pong { nonce: u64, slots_busy: u16, queued: u16 },
+}
+
+/// One generated token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenOut {
+    pub token: Token,
+    /// Natural logarithm of the model's probability (before temperature and truncation), where asked for.
+    pub logprob: Option<f32>,
+    /// The most probable tokens, best first.
+    pub top: Vec<(Token, f32)>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finish {
+    /// The model produced this stop token.
+    Stop(Token),
+    /// `completion_tokens_max` or the end of the context.
+    Length,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens whose keys and values were still in the cache.
+    pub cached_tokens: u32,
+    /// Tokens that were computed before the first new one.
+    pub prefilled_tokens: u32,
+    pub generated_tokens: u32,
+}
+
+/// Why a worker does not (or no longer) run a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The queue is full; try elsewhere or later.
+    Busy,
+    Draining,
+    ModelNotServed,
+    /// The context holds only this many tokens.
+    ContextTooSmall { context_tokens: u32 },
+    /// The opening message breaks a rule; no other worker will take it either.
+    Invalid(String),
+    /// The engine died or failed; an ordinary failover.
+    EngineFailed,
+}

@@ -1,0 +1,1 @@
+//! The deterministic, seeded token sampler of OpenGrid (pure)
