@@ -1,0 +1,33 @@
+"""Fixtures. One small grid is shared by all tests that leave it as it was; those that kill something start their own."""
+
+import os
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from grid import MODEL, Grid  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared_grid():
+    """A gateway without a model and two workers of the default model."""
+    with Grid() as grid:
+        gateway = grid.add("gateway")
+        for name in ("worker-1", "worker-2"):
+            grid.add(name, serve=MODEL, join=gateway)
+        yield grid.wait_for_workers(2)
+
+
+@pytest.fixture
+def gateway(shared_grid):
+    return shared_grid.nodes[0]
+
+
+@pytest.fixture
+def openai(gateway):
+    import openai as package
+
+    # The official client with its defaults, but for the address: no retries, so that an error is seen as it comes.
+    return package.OpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0, timeout=60)

@@ -1,0 +1,90 @@
+"""The serving worker dies mid-answer and the client sees a pause, never an error, and the same text."""
+
+import os
+import signal
+
+import pytest
+
+import failover
+from grid import MODEL, Grid, wait_until
+
+ROUNDS = int(os.environ.get("OPENGRID_TEST_KILLS", "6"))
+
+
+@pytest.fixture(scope="module")
+def grid():
+    with Grid() as grid:
+        gateway = grid.add("gateway")
+        for name in ("worker-1", "worker-2"):
+            grid.add(name, serve=MODEL, join=gateway)
+        yield grid.wait_for_workers(2)
+
+
+def test_kill_9_of_the_serving_worker(grid):
+    outcomes = list(failover.rounds(grid, ROUNDS))
+    for outcome in outcomes:
+        print(outcome)
+        assert outcome.mid_answer and outcome.other_worker_went_on, outcome
+        assert outcome.complete and outcome.tokens == failover.TOKENS, outcome
+        assert outcome.identical, outcome
+        assert outcome.stall_s <= 4, outcome
+
+
+def test_a_worker_that_hangs_is_replaced_too(grid):
+    """SIGSTOP: the connection stays open and nothing comes any more."""
+    gateway = grid.nodes[0]
+    undisturbed = failover.ask(gateway, "a frozen lake", 5)
+    stopped = []
+
+    def stop(answer):
+        if not stopped and len(answer.chunks) >= 40:
+            stopped.append(grid.by_peer_id(answer.headers["x-opengrid-worker"]))
+            stopped[0].signal(signal.SIGSTOP)
+
+    try:
+        answer = failover.ask(gateway, "a frozen lake", 5, stop)
+    finally:
+        for node in stopped:
+            node.signal(signal.SIGCONT)
+    assert stopped and answer.complete, answer.error
+    assert answer.text == undisturbed.text
+    assert answer.longest_gap_s(answer.chunks[39].at) <= 4
+    grid.wait_for_workers(2)
+
+
+def test_an_aborted_engine_child_is_an_ordinary_failover(grid):
+    """kill -ABRT of the engine's process, as a failed GGML_ASSERT would: the node lives, the answer is complete."""
+    gateway = grid.nodes[0]
+    undisturbed = failover.ask(gateway, "a broken engine", 9)
+    aborted = []
+
+    def abort(answer):
+        if not aborted and len(answer.chunks) >= 40:
+            node = grid.by_peer_id(answer.headers["x-opengrid-worker"])
+            (child,) = node.engine_children()
+            os.kill(child, signal.SIGABRT)
+            aborted.extend([node, child])
+
+    answer = failover.ask(gateway, "a broken engine", 9, abort)
+    assert aborted and answer.complete, answer.error
+    assert answer.text == undisturbed.text
+    node, child = aborted
+    assert node.process.poll() is None, "the node survives its engine"
+    wait_until("the engine is restarted", lambda: node.engine_children() not in ([], [child]) and node.serves(), 20)
+    grid.wait_for_workers(2)
+
+
+def test_no_worker_left_ends_with_a_clear_error():
+    with Grid() as grid:
+        gateway = grid.add("gateway")
+        worker = grid.add("worker", serve=MODEL, join=gateway)
+        grid.wait_for_workers(1)
+
+        def kill(answer):
+            if worker.process.poll() is None and len(answer.chunks) >= 10:
+                worker.kill()
+
+        answer = failover.ask(gateway, "the last node", 3, kill)
+        assert not answer.complete
+        assert answer.error and MODEL in answer.error["message"], answer.error
+        assert answer.chunks[9:], "what was computed reached the client"

@@ -1,0 +1,46 @@
+"""A worker with an empty store fetches the model from peers and serves it."""
+
+import hashlib
+import pathlib
+import tempfile
+
+import client
+from grid import MODEL, Grid, model_file
+
+NO_OTHER_SOURCE = {"OPENGRID_HUB": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+def test_model_is_fetched_from_peers():
+    with Grid() as grid, tempfile.TemporaryDirectory(prefix="opengrid-empty-") as empty:
+        gateway = grid.add("gateway")
+        grid.add("worker-1", serve=MODEL, join=gateway)
+        grid.wait_for_workers(1)
+        fetching = grid.add("worker-2", serve=MODEL, join=gateway, models_dir=empty, env=NO_OTHER_SOURCE)
+        grid.wait_for_workers(2, timeout_s=60)
+        (file,) = blobs(empty)
+        assert sha256(file) == sha256(model_file())
+        grid.nodes[1].kill()
+        answered = client.stream(gateway.url, "/v1/chat/completions", {
+            "model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0})
+        assert answered.complete and "Paris" in answered.text
+        assert answered.headers["x-opengrid-worker"] == fetching.peer_id
+
+
+def test_a_gateway_with_an_empty_store_gets_the_vocabulary_alone():
+    with Grid() as grid, tempfile.TemporaryDirectory(prefix="opengrid-empty-") as empty:
+        worker = grid.add("worker", serve=MODEL)
+        gateway = grid.add("gateway", join=worker, models_dir=empty, env=NO_OTHER_SOURCE)
+        grid.wait_for_workers(1, at=gateway)
+        answered = client.stream(gateway.url, "/v1/chat/completions", {
+            "model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0})
+        assert answered.complete and "Paris" in answered.text
+        assert blobs(empty) == [], "the gateway did not fetch the weights"
+
+
+def blobs(store):
+    return [path for path in pathlib.Path(store).rglob("*") if path.is_file() and path.stat().st_size > 50_000_000]
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
