@@ -7,7 +7,7 @@ import tempfile
 import client
 from grid import MODEL, Grid, model_file
 
-NO_OTHER_SOURCE = {"OPENGRID_HUB": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+NO_OTHER_SOURCE = {"OPENGRID_MODELS_SOURCES": "peers"}
 
 
 def test_model_is_fetched_from_peers():
