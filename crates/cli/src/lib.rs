@@ -1,1 +1,17 @@
-//! The opengrid binary
+//! The `opengrid` binary: verbs and flags, nothing that a library should know. `args` is the command line,
+//! `commands` has one file per verb, `api` talks to a running node, `config` has the settings.
+
+pub mod api;
+pub mod args;
+pub mod chat;
+pub mod commands;
+pub mod config;
+pub mod context;
+pub mod errors;
+pub mod joins;
+pub mod logging;
+pub mod output;
+pub mod repl;
+pub mod runtime;
+pub mod shapes;
+pub mod sse;

@@ -1,1 +1,7 @@
-fn main() {}
+//! Entry of the `opengrid` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,273 @@
+//! Verbs and flags. Their names are a contract: add, never rename.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// Volunteers' computers run language models together.
+#[derive(Parser, Debug)]
+#[command(
+    name = "opengrid",
+    version,
+    about,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "a first try: `opengrid up` in one terminal, `opengrid run smollm2-135m` in another"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct Global {
+    /// Directory of the node's key, config and state [env: OPENGRID_HOME]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub home: Option<PathBuf>,
+    /// Print data as JSON
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// What is logged to stderr: error, warn, info, debug, or a filter such as `opengrid_network=debug`
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Global options")]
+    pub log: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a node in the foreground
+    Up(UpArgs),
+    /// Chat with a model in the terminal
+    Run(RunArgs),
+    /// Get a model into the store: an id of the catalogue or a GGUF file
+    Pull(PullArgs),
+    /// List the models of the catalogue and of the store
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// Show all that is known of a model
+    Show(ModelArgs),
+    /// Remove models from the store
+    Rm(RmArgs),
+    /// Show what the running node serves and how busy it is
+    Ps(TargetArgs),
+    /// Show the state of the running node
+    Status(TargetArgs),
+    /// List the nodes that the running node knows
+    Peers(TargetArgs),
+    /// Print an invite to the running node's grid
+    Invite(InviteArgs),
+    /// Join the grid of an invite
+    Join(JoinArgs),
+    /// Drain and stop the running node
+    Down(DownArgs),
+    /// Measure this machine: tokens per second, memory, disk, cores, GPU
+    Bench(BenchArgs),
+    /// Check this machine and node, and say how to mend what is wrong
+    Doctor(DoctorArgs),
+    /// Write or show the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+}
+
+#[derive(Args, Debug, Default)]
+pub struct UpArgs {
+    /// Address of the HTTP API and the web page [default: 127.0.0.1:8470]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// TCP and UDP port for other nodes, 0 for any [default: 4470]
+    #[arg(long, value_name = "PORT")]
+    pub p2p_port: Option<u16>,
+    /// Invite of a grid to join; may be given several times
+    #[arg(long, value_name = "INVITE", action = ArgAction::Append)]
+    pub join: Vec<String>,
+    /// Models to serve (comma-separated ids), or `none`; without it, what the benchmark says this machine can
+    #[arg(long, value_name = "MODEL,…|none|auto", value_delimiter = ',')]
+    pub serve: Option<Vec<String>>,
+    /// What this node does for the grid [default: auto]
+    #[arg(long, value_enum)]
+    pub role: Option<RoleArg>,
+    /// File with the pre-shared key of a private grid (64 hexadecimal digits)
+    #[arg(long, value_name = "FILE")]
+    pub grid_key: Option<PathBuf>,
+    /// Threads of the engine [default: what suits this machine]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleArg {
+    Auto,
+    Edge,
+    Worker,
+}
+
+impl RoleArg {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Edge => "edge",
+            Self::Worker => "worker",
+        }
+    }
+}
+
+/// Which running node to talk to.
+#[derive(Args, Debug, Default, Clone)]
+pub struct TargetArgs {
+    /// API of the node to talk to [default: the node that runs in the home]
+    #[arg(long, value_name = "URL")]
+    pub api: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Model id, see `opengrid ls`
+    pub model: String,
+    /// What to ask; without it (and with a terminal) a conversation starts
+    pub prompt: Option<String>,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// 0 always takes the most probable token
+    #[arg(long, value_name = "0..2", value_parser = temperature)]
+    pub temperature: Option<f32>,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=131_072))]
+    pub max_tokens: Option<u32>,
+    /// Same seed, prompt and settings: same answer
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (0.0..=2.0).contains(&value) => Ok(value),
+        _ => Err("a number from 0 to 2 is needed".into()),
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct PullArgs {
+    /// Catalogue id, or path of a `.gguf` file
+    pub model: String,
+}
+
+#[derive(Args, Debug, Default)]
+pub struct LsArgs {
+    /// Only what is in the store
+    #[arg(long)]
+    pub local: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ModelArgs {
+    /// Model id, see `opengrid ls`
+    pub model: String,
+}
+
+#[derive(Args, Debug)]
+pub struct RmArgs {
+    /// Model ids, see `opengrid ls --local`
+    #[arg(required = true, num_args = 1..=64)]
+    pub models: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct InviteArgs {
+    /// Draw a QR code after the invite
+    #[arg(long)]
+    pub qr: bool,
+    /// Seconds to wait for a node that is starting
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=600))]
+    pub wait: u64,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct JoinArgs {
+    /// The line that `opengrid invite` printed on the other side
+    pub invite: String,
+}
+
+#[derive(Args, Debug)]
+pub struct DownArgs {
+    /// Seconds to wait until the node is gone [default: its grace time and a little]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3_600))]
+    pub wait: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// Model ids to measure [default: all in the store]
+    #[arg(num_args = 0..=16)]
+    pub models: Vec<String>,
+    /// Threads of the engine [default: what suits this machine]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+}
+
+#[derive(Args, Debug, Default)]
+pub struct DoctorArgs {
+    /// Do not read whole model files to check their hashes
+    #[arg(long)]
+    pub quick: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ConfigCommand {
+    /// Write a fully commented config.toml into the home
+    Init,
+    /// Show every setting, its value and where it comes from
+    Show,
+}
+
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn up_takes_the_flags_of_the_contract() {
+        let line = "opengrid up --home /h --listen 127.0.0.1:1 --p2p-port 2 --join a --join b --serve x,y --role edge \
+                    --grid-key k";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Up(up) = cli.command else { panic!("not up") };
+        assert_eq!(up.join, ["a", "b"]);
+        assert_eq!(up.serve.unwrap(), ["x", "y"]);
+        assert_eq!(up.p2p_port, Some(2));
+        assert_eq!(up.role, Some(RoleArg::Edge));
+        assert_eq!(cli.global.home.unwrap(), PathBuf::from("/h"));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for line in [
+            "opengrid run m p --temperature 3",
+            "opengrid run m p --temperature nan",
+            "opengrid run m p --max-tokens 0",
+            "opengrid up --p2p-port 65536",
+            "opengrid up --role king",
+            "opengrid rm",
+        ] {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
+    }
+}

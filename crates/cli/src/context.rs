@@ -1,0 +1,118 @@
+//! What every command knows: the settings, and how to print.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    args::{Global, UpArgs},
+    config::{Config, Effective, LogFormat, LogLevel, Overrides},
+    errors::usage,
+    logging,
+};
+
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub home: PathBuf,
+    pub json: bool,
+    /// How long running answers may take to end after a request to stop.
+    pub grace: Duration,
+    pub settings: Effective,
+}
+
+impl Context {
+    /// Reads the settings; `up` has flags that override them.
+    ///
+    /// # Errors
+    /// The first setting that is wrong, as a usage error.
+    pub fn load(global: &Global, up: Option<&UpArgs>) -> anyhow::Result<Self> {
+        let overrides = up.into_iter().fold(of_global(global), of_up);
+        let settings = Config::load(global.home.clone(), overrides).map_err(|error| usage(error.to_string()))?;
+        Ok(Self {
+            home: settings.home.clone(),
+            json: global.json,
+            grace: Duration::from_secs(settings.config.node.grace_seconds),
+            settings,
+        })
+    }
+
+    /// Starts logging as `--log` or the settings say.
+    ///
+    /// # Errors
+    /// When `--log` is no level and no filter.
+    pub fn start_logging(&self, global: &Global) -> anyhow::Result<()> {
+        let log = &self.settings.config.log;
+        let filter = match &global.log {
+            Some(text) if level(text).is_none() => text.clone(),
+            _ => filter(log.level),
+        };
+        logging::start(&filter, if log.format == LogFormat::Json { logging::Format::Json } else { logging::Format::Text })
+    }
+}
+
+/// Our own crates at `level`; what others say below a warning is of use only with a filter of one's own.
+fn filter(level: LogLevel) -> String {
+    match level {
+        LogLevel::Off | LogLevel::Error | LogLevel::Warn => level.as_str().to_owned(),
+        _ => format!("warn,opengrid={}", level.as_str()),
+    }
+}
+
+fn level(text: &str) -> Option<&str> {
+    ["off", "error", "warn", "info", "debug", "trace"].into_iter().find(|level| *level == text)
+}
+
+fn of_global(global: &Global) -> Overrides {
+    Overrides::new().set("log.level", "--log", global.log.as_deref().and_then(level))
+}
+
+fn of_up(overrides: Overrides, up: &UpArgs) -> Overrides {
+    overrides
+        .set("api.listen", "--listen", up.listen)
+        .set("network.p2p_port", "--p2p-port", up.p2p_port)
+        .set_list("network.join", "--join", &up.join)
+        .set("network.grid_key", "--grid-key", up.grid_key.as_ref().map(|path| path.display().to_string()))
+        .set("node.role", "--role", up.role.map(|role| role.as_str()))
+        .set("serve.models", "--serve", up.serve.as_ref().map(|models| models.join(",")))
+        .set("serve.threads", "--threads", up.threads)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::{Role, ServeModels};
+
+    fn global(home: &std::path::Path) -> Global {
+        Global { home: Some(home.to_owned()), json: false, log: None }
+    }
+
+    #[test]
+    fn every_flag_of_up_reaches_its_setting_and_beats_the_file() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("config.toml"), "[api]\nlisten = \"127.0.0.1:9\"\n[network]\np2p_port = 9\n").unwrap();
+        let up = UpArgs {
+            listen: Some("127.0.0.1:8".parse().unwrap()),
+            p2p_port: Some(7),
+            serve: Some(vec!["none".into()]),
+            role: Some(crate::args::RoleArg::Edge),
+            grid_key: Some("/k".into()),
+            threads: Some(3),
+            ..UpArgs::default()
+        };
+        let config = Context::load(&global(home.path()), Some(&up)).unwrap().settings.config;
+        assert_eq!(config.api.listen.port(), 8);
+        assert_eq!(config.network.p2p_port, 7);
+        assert_eq!(config.network.grid_key, Some("/k".into()));
+        assert_eq!(config.serve.models, ServeModels::None);
+        assert_eq!(config.serve.threads.unwrap().get(), 3);
+        assert_eq!(config.node.role, Role::Edge);
+    }
+
+    #[test]
+    fn a_wrong_file_is_a_usage_error_that_names_its_line() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("config.toml"), "[api]\nliste = 1\n").unwrap();
+        let error = Context::load(&global(home.path()), None).unwrap_err();
+        assert_eq!(crate::errors::exit_code(&error), 2);
+        assert!(error.to_string().contains("line 2") && error.to_string().contains("`listen`"), "{error}");
+    }
+}
