@@ -81,13 +81,8 @@ pub enum Role {
 #[serde(deny_unknown_fields)]
 pub struct Api {
     pub listen: SocketAddr,
-    /// Bearer key that clients must send. Always set when `listen` is no loopback address.
-    #[serde(deserialize_with = "empty_is_none")]
-    pub key: Option<String>,
-    /// `Host` names that are accepted besides the loopback's.
+    /// `Host` names (no ports) that are accepted besides localhost and the address listened on.
     pub hosts: Vec<String>,
-    /// Web origins that may call the API besides the node's own page.
-    pub origins: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -99,8 +94,6 @@ pub struct Network {
     pub join: Vec<String>,
     /// Multiaddresses with `/p2p/…` of nodes to start from.
     pub bootstrap: Vec<String>,
-    /// Multiaddresses that others are told, for nodes behind a port forward.
-    pub announce: Vec<String>,
     pub mdns: bool,
     pub upnp: bool,
     /// Whether this node relays for others when it is publicly reachable.
@@ -146,6 +139,8 @@ pub enum ServeModels {
 pub enum EngineMode {
     Exact,
     Fast,
+    /// Deterministic nonsense at a given pace, for load tests of everything around the engine.
+    Fake,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -351,12 +346,8 @@ fn platform_models_dir() -> PathBuf {
     platform_data_dir().map(|dir| dir.join("models")).unwrap_or_default()
 }
 
-fn empty_is_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    String::deserialize(deserializer).map(|text| (!text.is_empty()).then_some(text))
-}
-
 fn empty_is_no_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
-    empty_is_none(deserializer).map(|text| text.map(PathBuf::from))
+    String::deserialize(deserializer).map(|text| (!text.is_empty()).then(|| text.into()))
 }
 
 fn zero_is_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU32>, D::Error> {

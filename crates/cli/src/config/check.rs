@@ -20,19 +20,11 @@ pub fn socket_address(text: &str) -> Result<(), String> {
 }
 
 pub fn host_name(text: &str) -> Result<(), String> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     if (1..=253).contains(&text.len()) && text.chars().all(legal) {
         return Ok(());
     }
-    Err(format!("`{text}` is no host name; write it as grid.example, without https:// and without a path"))
-}
-
-pub fn origin(text: &str) -> Result<(), String> {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    match host {
-        Some(host) if host_name(host).is_ok() => Ok(()),
-        _ => Err(format!("`{text}` is no web origin; write it as https://app.example, without a path")),
-    }
+    Err(format!("`{text}` is no host name; write it as grid.example, without https://, port and path"))
 }
 
 pub fn http_url(text: &str) -> Result<(), String> {
@@ -48,7 +40,7 @@ pub fn invite(text: &str) -> Result<(), String> {
 }
 
 /// Coarse: the network crate parses them.
-pub fn multiaddress(text: &str) -> Result<(), String> {
+fn multiaddress(text: &str) -> Result<(), String> {
     let parts = text.split('/').count();
     if text.starts_with('/') && parts >= 3 && text.len() <= ADDRESS_BYTES_MAX && !text.contains(char::is_whitespace) {
         return Ok(());
@@ -83,20 +75,11 @@ pub fn model_source(text: &str) -> Result<(), String> {
 /// # Errors
 /// The first rule between several settings that is broken.
 pub fn together(config: &Config) -> Result<(), ConfigError> {
-    let wrong = |place: &str, what: String| Err(ConfigError::Setting { place: place.to_owned(), what });
-    if !config.api.listen.ip().is_loopback() && config.api.key.is_none() {
-        let what = format!(
-            "{} can be reached from other machines, so clients need a key: set `key` in [api] or OPENGRID_API_KEY, \
-             or listen on 127.0.0.1",
-            config.api.listen
-        );
-        return wrong("[api] listen", what);
-    }
-    if config.api.key.as_ref().is_some_and(|key| key.len() < 16) {
-        return wrong("[api] key", "shorter than 16 characters, so it can be guessed; take a longer one".to_owned());
-    }
     if config.models.dir.as_os_str().is_empty() {
-        return wrong("[models] dir", "this user has no data directory: set it, or OPENGRID_MODELS".to_owned());
+        return Err(ConfigError::Setting {
+            place: "[models] dir".to_owned(),
+            what: "this user has no data directory: set it, or OPENGRID_MODELS".to_owned(),
+        });
     }
     Ok(())
 }

@@ -23,8 +23,6 @@ pub enum Kind {
     },
     Choice(&'static [&'static str]),
     Text(check::Check),
-    /// Never printed.
-    Secret,
     /// Relative ones are relative to the home in the file, else to the current directory.
     Path,
     List(check::Check),
@@ -86,23 +84,16 @@ pub const KEYS: &[Key] = &[
         "listen",
         Kind::Text(check::socket_address),
         "\"127.0.0.1:8470\"",
-        "Address and port. Port 0 takes a free one. Anything but this machine's loopback needs `key`, too.",
+        "Address and port; port 0 takes a free one. On anything but this machine's loopback, every request needs the\n\
+         node's local token.",
     ),
-    key("api", "key", Kind::Secret, "\"\"", "Clients must send this as `Authorization: Bearer …`. Empty: no key."),
     key(
         "api",
         "hosts",
         Kind::List(check::host_name),
         "[]",
-        "Names under which the API may be called besides localhost, e.g. [\"grid.example\"]; others are refused,\n\
+        "Names (no ports) under which the API may be called besides localhost: [\"grid.example\"]. Others are refused,\n\
          which keeps web pages from reaching it through a rebound name.",
-    ),
-    key(
-        "api",
-        "origins",
-        Kind::List(check::origin),
-        "[]",
-        "Web pages that may call the API besides the node's own, e.g. [\"https://app.example\"].",
     ),
     key("network", "p2p_port", integer(0, 65_535), "4470", "TCP and UDP (QUIC) port. 0 takes a free one."),
     key(
@@ -118,13 +109,6 @@ pub const KEYS: &[Key] = &[
         Kind::List(check::peer_address),
         "[]",
         "Nodes to start from, as multiaddresses: [\"/ip4/192.0.2.7/tcp/4470/p2p/12D3KooW…\"].",
-    ),
-    key(
-        "network",
-        "announce",
-        Kind::List(check::multiaddress),
-        "[]",
-        "Addresses to tell others besides those found out, e.g. of a port forward: [\"/ip4/192.0.2.7/tcp/4470\"].",
     ),
     key("network", "mdns", Kind::Bool, "true", "Find nodes on the local network."),
     key("network", "upnp", Kind::Bool, "true", "Ask the router to forward the port."),
@@ -147,10 +131,11 @@ pub const KEYS: &[Key] = &[
     key(
         "serve",
         "engine",
-        Kind::Choice(&["exact", "fast"]),
+        Kind::Choice(&["exact", "fast", "fake"]),
         "\"exact\"",
         "\"exact\": answers are the same to the letter whichever exact worker computes them, so that another can\n\
-         continue them. \"fast\": default kernels; a continued answer may differ in later words.",
+         continue them. \"fast\": default kernels; a continued answer may differ in later words.\n\
+         \"fake\": nonsense without a model, for load tests only.",
     ),
     key("serve", "threads", integer(0, 1_024), "0", "Threads per engine. 0: by the cores of this machine."),
     key("serve", "slots", integer(0, 256), "0", "Answers that are computed at once, per model. 0: by memory."),
@@ -195,9 +180,9 @@ pub const KEYS: &[Key] = &[
         "75",
         "Share of the available memory for weights and KV cache, in percent.",
     ),
-    key("limits", "requests", integer(1, 100_000), "512", "HTTP requests that are answered at once; then 503."),
-    key("limits", "body_kb", integer(1, 65_536), "4096", "Largest HTTP request body, in KiB."),
-    key("limits", "connections", integer(8, 65_536), "256", "Connections to other nodes."),
+    key("limits", "requests", integer(1, 100_000), "12288", "HTTP requests that are answered at once; then 503."),
+    key("limits", "body_kb", integer(1, 65_536), "8192", "Largest HTTP request body, in KiB."),
+    key("limits", "connections", integer(8, 65_536), "512", "Connections to other nodes."),
     key(
         "log",
         "level",

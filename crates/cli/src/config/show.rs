@@ -27,7 +27,7 @@ pub fn default_text() -> String {
 }
 
 impl Effective {
-    /// TOML with the origin of every value behind it; secrets are not shown.
+    /// TOML with the origin of every value behind it.
     pub fn show(&self) -> String {
         let mut text = String::new();
         let mut section = "";
@@ -40,7 +40,7 @@ impl Effective {
             }
             // The home is no key of the file: as a comment, the output can be used as one.
             let mark = if entry.key == "node.home" { "# " } else { "" };
-            let line = format!("{mark}{name} = {}", entry.value.to_shown());
+            let line = format!("{mark}{name} = {}", entry.value.to_toml());
             let _ = writeln!(text, "{line:<44} # {}", entry.origin);
         }
         text
@@ -55,7 +55,7 @@ impl Effective {
                 Origin::Env(name) => ("env", Some(name.clone())),
                 Origin::Flag(flag) => ("flag", Some((*flag).to_owned())),
             };
-            (entry.key.clone(), json!({ "value": entry.value.to_shown(), "origin": origin, "at": at }))
+            (entry.key.clone(), json!({ "value": entry.value.to_toml(), "origin": origin, "at": at }))
         });
         serde_json::Value::Object(rows.collect())
     }

@@ -16,7 +16,6 @@ pub enum Value {
     Bool(bool),
     Integer(i64),
     Text(String),
-    Secret(String),
     List(Vec<String>),
 }
 
@@ -73,13 +72,6 @@ impl Value {
                 checked(text, check)?;
                 Ok(Self::Text(text.to_owned()))
             }
-            Kind::Secret => {
-                let printable = text.len() <= 256 && text.chars().all(|c| c.is_ascii_graphic());
-                if !printable {
-                    return Err("takes up to 256 printable ASCII characters without spaces".to_owned());
-                }
-                Ok(Self::Secret(text.to_owned()))
-            }
             Kind::Path => path(text, base),
             Kind::List(check) | Kind::TextOrList(check) => {
                 let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
@@ -93,16 +85,8 @@ impl Value {
         match self {
             Self::Bool(value) => toml::Value::Boolean(*value),
             Self::Integer(value) => toml::Value::Integer(*value),
-            Self::Text(text) | Self::Secret(text) => toml::Value::String(text.clone()),
+            Self::Text(text) => toml::Value::String(text.clone()),
             Self::List(items) => toml::Value::Array(items.iter().cloned().map(toml::Value::String).collect()),
-        }
-    }
-
-    /// For people and programs to see: secrets are not.
-    pub fn to_shown(&self) -> toml::Value {
-        match self {
-            Self::Secret(text) if !text.is_empty() => toml::Value::String("(set, not shown)".to_owned()),
-            _ => self.to_toml(),
         }
     }
 }
@@ -158,7 +142,7 @@ fn wrong_type(kind: Kind, value: &DeValue<'_>) -> String {
     let wanted = match kind {
         Kind::Bool => "true or false".to_owned(),
         Kind::Integer { min, max } => format!("a whole number from {min} to {max}"),
-        Kind::Choice(_) | Kind::Text(_) | Kind::Secret | Kind::Path => "a text in quotes".to_owned(),
+        Kind::Choice(_) | Kind::Text(_) | Kind::Path => "a text in quotes".to_owned(),
         Kind::List(_) => "a list of texts, as [\"…\", \"…\"]".to_owned(),
         Kind::TextOrList(_) => "a text in quotes or a list of them".to_owned(),
     };
