@@ -88,6 +88,8 @@ pub struct Job {
     /// `None`: up to the end of the context.
     pub completion_tokens_max: Option<u32>,
     pub stop_tokens: Vec<Token>,
+    /// [`TextModel::vocabulary_size`]: a worker that answers with a larger id is caught.
+    pub vocabulary_size: u32,
     pub sampling: Sampling,
     pub top_logprobs: Option<u8>,
     /// Requests with the same key prefer the same worker (`prompt_cache_key`); else the prompt's prefix decides.

@@ -1,0 +1,223 @@
+//! Telling and hearing who serves what: beacons by gossip, and directly between nodes that just met.
+
+use std::{sync::Arc, time::Duration};
+
+use opengrid_network::{Network, PeerStream, Verdict};
+use opengrid_protocol::{
+    ModelRoot, NodeId, Signed, codec,
+    beacon::Beacon,
+    limits::{BEACON_LIFE_MS, MODELS_PER_NODE_MAX, RECORD_BYTES_MAX},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{io::AsyncWriteExt, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock,
+    directory::{self, BeaconError, Heard},
+    placement::Placement,
+    serving::Serving,
+    session::{
+        Fault, FaultSink,
+        wire::{read_frame, write_frame},
+    },
+    skew::Skew,
+};
+
+/// A node answers with its clock and its beacons and closes.
+pub const BEACONS_PROTOCOL: &str = "/opengrid/beacons/1";
+/// Time between two beacons of an unchanged worker while the network is small.
+const INTERVAL: Duration = Duration::from_millis(2_000);
+/// Time between two beacons of a worker whose load changed.
+const INTERVAL_MIN: Duration = Duration::from_millis(500);
+/// What the beacons that this node forwards may cost, in bytes per second.
+const BUDGET_BYTES_PER_S: u64 = 2_000;
+const BEACON_BYTES: u64 = 300;
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(4);
+const EXCHANGE_BYTES_MAX: usize = MODELS_PER_NODE_MAX * (RECORD_BYTES_MAX / 4);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Exchange {
+    now_ms: u64,
+    /// Encoded [`Signed`] records.
+    beacons: Vec<Vec<u8>>,
+}
+
+/// Judges gossip before it is forwarded. Signature and topic must hold; a wrong clock is no crime.
+pub fn judge(topic: ModelRoot, bytes: &[u8]) -> Verdict {
+    let Ok(signed) = Signed::from_bytes(bytes) else {
+        return Verdict::Reject;
+    };
+    match directory::open_beacon(&signed, Some(topic), clock::now_ms()) {
+        Ok(_) => Verdict::Accept,
+        Err(BeaconError::Record(error)) if clock::is_clock_error(&error) => Verdict::Ignore,
+        Err(_) => Verdict::Reject,
+    }
+}
+
+/// How long to wait between beacons when `workers` share a topic: the whole topic's traffic stays in budget.
+fn interval_for(workers: usize) -> Duration {
+    let shared = Duration::from_millis(workers as u64 * BEACON_BYTES * 1_000 / BUDGET_BYTES_PER_S);
+    INTERVAL.max(shared)
+}
+
+pub struct Beacons {
+    pub network: Network,
+    pub secret: [u8; 32],
+    pub serving: Arc<Serving>,
+    pub placement: Arc<Placement>,
+    pub faults: FaultSink,
+    pub skew: Arc<Skew>,
+}
+
+impl Beacons {
+    /// Sends beacons until cancelled; a change of load goes out soon, silence never lasts long.
+    pub async fn publish_until(&self, cancel: CancellationToken) {
+        let mut changed = self.serving.changes();
+        loop {
+            let interval = self.publish_all().await;
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = tokio::time::sleep(interval) => {}
+                _ = changed.changed() => {
+                    tokio::select! {
+                        () = cancel.cancelled() => break,
+                        () = tokio::time::sleep(INTERVAL_MIN) => {}
+                    }
+                    changed.mark_unchanged();
+                }
+            }
+        }
+        // The last words: draining.
+        self.publish_all().await;
+    }
+
+    /// Returns the time until the next round.
+    async fn publish_all(&self) -> Duration {
+        let mut interval = INTERVAL;
+        for (beacon, bytes) in self.signed_beacons(&mut interval) {
+            let model = beacon.model;
+            self.placement.directory.lock().hear(self.network.local(), beacon, clock::now_ms());
+            // Nobody listening yet is no error.
+            let _ = self.network.publish(model, bytes).await;
+        }
+        self.placement.directory.lock().prune(clock::now_ms());
+        interval
+    }
+
+    fn signed_beacons(&self, interval: &mut Duration) -> Vec<(Beacon, Vec<u8>)> {
+        let now_ms = clock::now_ms();
+        let mut beacons = self.serving.beacons(now_ms);
+        for beacon in &mut beacons {
+            let workers = self.placement.directory.lock().workers(beacon.model, now_ms).count();
+            *interval = (*interval).max(interval_for(workers));
+            beacon.life_ms = BEACON_LIFE_MS.max(4 * interval.as_millis() as u64);
+        }
+        let sign = |beacon: Beacon| {
+            let bytes = Signed::seal(&beacon, &self.secret).to_bytes();
+            (beacon, bytes)
+        };
+        beacons.into_iter().map(sign).collect()
+    }
+
+    /// A beacon that came by gossip and was judged already.
+    pub fn heard(&self, topic: ModelRoot, bytes: &[u8]) {
+        if let Ok(signed) = Signed::from_bytes(bytes) {
+            self.take(&signed, Some(topic));
+        }
+    }
+
+    fn take(&self, signed: &Signed, topic: Option<ModelRoot>) -> Option<Fault> {
+        let now_ms = clock::now_ms();
+        if signed.signer == self.network.local() {
+            return None;
+        }
+        match directory::open_beacon(signed, topic, now_ms) {
+            Ok(beacon) => {
+                let model_id = beacon.model_id.clone();
+                if self.placement.directory.lock().hear(signed.signer, beacon, now_ms) == Heard::New {
+                    tracing::info!(worker = %signed.signer.short(), %model_id, "worker joined");
+                }
+                None
+            }
+            Err(BeaconError::Record(error)) if clock::is_clock_error(&error) => {
+                self.skew.refused(&error);
+                None
+            }
+            Err(_) => Some(Fault::BadRecord),
+        }
+    }
+
+    /// Asks a node that was just met what it serves, so that it gets work at once.
+    pub async fn ask(&self, node: NodeId) {
+        let asked = timeout(EXCHANGE_TIMEOUT, async {
+            let mut stream = self.network.open_stream(node, BEACONS_PROTOCOL).await.ok()?;
+            let sent_ms = clock::now_ms();
+            let bytes = read_frame(&mut stream, EXCHANGE_BYTES_MAX).await.ok()??;
+            Some((bytes, sent_ms))
+        });
+        let Ok(Some((bytes, sent_ms))) = asked.await else { return };
+        let Ok(exchange) = codec::decode::<Exchange>(&bytes, EXCHANGE_BYTES_MAX) else {
+            return (self.faults)(node, Fault::Malformed);
+        };
+        let midway_ms = sent_ms + clock::now_ms().saturating_sub(sent_ms) / 2;
+        self.skew.observe(node, exchange.now_ms as i64 - midway_ms as i64);
+        for bytes in exchange.beacons.iter().take(MODELS_PER_NODE_MAX) {
+            let fault = match Signed::from_bytes(bytes) {
+                Ok(signed) if signed.signer == node => self.take(&signed, None),
+                _ => Some(Fault::BadRecord),
+            };
+            if let Some(fault) = fault {
+                return (self.faults)(node, fault);
+            }
+        }
+    }
+
+    /// The other side of [`Beacons::ask`].
+    pub async fn answer(&self, mut stream: PeerStream) {
+        let beacons = self.signed_beacons(&mut INTERVAL.clone()).into_iter().map(|(_, bytes)| bytes).collect();
+        let exchange = codec::encode(&Exchange { now_ms: clock::now_ms(), beacons });
+        let _ = timeout(EXCHANGE_TIMEOUT, async {
+            write_frame(&mut stream, &exchange).await.ok()?;
+            stream.shutdown().await.ok()
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_grows_with_the_network() {
+        assert_eq!(interval_for(1), INTERVAL);
+        assert_eq!(interval_for(100), Duration::from_secs(15));
+    }
+
+    #[test]
+    fn nonsense_is_rejected_and_a_wrong_clock_ignored() {
+        assert_eq!(judge(ModelRoot([0; 32]), b"nonsense"), Verdict::Reject);
+        let beacon = Beacon {
+            model: ModelRoot([1; 32]),
+            model_id: "m".into(),
+            class: opengrid_protocol::beacon::Class::Approximate,
+            sequence: 1,
+            issued_ms: 1,
+            life_ms: 8_000,
+            context_tokens: 1,
+            slots: 1,
+            slots_busy: 0,
+            queued: 0,
+            decode_millitokens_per_s: 1,
+            prefill_millitokens_per_s: 1,
+            draining: false,
+        };
+        let old = Signed::seal(&beacon, &[1; 32]).to_bytes();
+        assert_eq!(judge(beacon.model, &old), Verdict::Ignore);
+        let now = clock::now_ms();
+        let fresh = Signed::seal(&Beacon { issued_ms: now, sequence: now, ..beacon.clone() }, &[1; 32]).to_bytes();
+        assert_eq!(judge(beacon.model, &fresh), Verdict::Accept);
+        assert_eq!(judge(ModelRoot([2; 32]), &fresh), Verdict::Reject);
+    }
+}

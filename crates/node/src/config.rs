@@ -1,0 +1,77 @@
+//! What a node is told at start. The CLI fills it from flags, environment and file.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+pub use opengrid_engine::Mode;
+
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Key, lock, peer cache and runtime file live here.
+    pub home: PathBuf,
+    /// Where the gateway listens (bound by the caller; here for status and the runtime file).
+    pub api: SocketAddr,
+    pub network: NetworkSettings,
+    pub serve: Serve,
+    pub role: Role,
+    /// The model store, shared by all homes of this user.
+    pub models_dir: PathBuf,
+    /// Where the user's `catalogue.toml` lies, if there is one.
+    pub catalogue_dir: PathBuf,
+    /// The `opengrid` binary, to start the engine's child processes with.
+    pub program: PathBuf,
+    pub engine: EngineSettings,
+    /// Share of the cores and of the available memory that the owner gives, 1 to 100.
+    pub cpu_percent: u32,
+    pub memory_percent: u32,
+    /// How long running sessions may take to end after SIGTERM.
+    pub grace: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct NetworkSettings {
+    /// TCP and UDP; 0 takes any.
+    pub p2p_port: u16,
+    pub join: Vec<String>,
+    pub mdns: bool,
+    pub upnp: bool,
+    pub relay_server: bool,
+    /// Pre-shared key of a private grid.
+    pub grid_key: Option<[u8; 32]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serve {
+    /// What the benchmark says this machine can, of what the store has.
+    Auto,
+    None,
+    Models(Vec<String>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Auto,
+    Edge,
+    Worker,
+}
+
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    pub kind: EngineKind,
+    pub mode: Mode,
+    /// `None`: what the host recommends.
+    pub threads: Option<u32>,
+    pub slots: Option<u16>,
+    pub context_tokens: Option<u32>,
+    pub kv_budget_bytes: Option<u64>,
+    /// Tokens prefilled at most in one step.
+    pub prefill_chunk: Option<u32>,
+    pub gpu_layers: u32,
+    pub queue_max: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EngineKind {
+    Embedded,
+    /// Deterministic nonsense at a given speed, for load tests of everything around the engine.
+    Fake { tokens_per_s: f32, slots: u16 },
+}

@@ -1,0 +1,149 @@
+//! Model files between nodes: serves the chunks that this node has, and fetches those it lacks.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use opengrid_models::{PeerSource, Store, download::PeerError};
+use opengrid_network::{Network, PeerStream};
+use opengrid_protocol::{
+    ModelRoot, NodeId, codec,
+    content::{ContentRequest, ContentResponse, Manifest},
+    limits::CHUNK_BYTES,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Semaphore,
+    time::timeout,
+};
+
+use crate::session::{
+    Fault, FaultSink,
+    wire::{read_frame, write_frame},
+};
+
+/// One request and its answer a stream.
+pub const CONTENT_PROTOCOL: &str = "/opengrid/content/1";
+const REQUEST_BYTES_MAX: usize = 64;
+const MANIFEST_BYTES_MAX: usize = 40 * 1024 * 1024;
+/// A slow peer may take this long for a chunk of 1 MiB; then another is asked.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Chunks served at once; more are told `Busy`.
+const SERVED_AT_ONCE: usize = 16;
+
+pub struct ContentServer {
+    store: Store,
+    permits: Semaphore,
+    faults: FaultSink,
+}
+
+impl ContentServer {
+    pub fn new(store: Store, faults: FaultSink) -> Self {
+        Self { store, permits: Semaphore::new(SERVED_AT_ONCE), faults }
+    }
+
+    pub async fn answer(&self, peer: NodeId, mut stream: PeerStream) {
+        // A peer that hangs up is its own business.
+        let _ = timeout(TRANSFER_TIMEOUT, self.answer_in_time(peer, &mut stream)).await;
+    }
+
+    async fn answer_in_time(&self, peer: NodeId, stream: &mut PeerStream) -> Option<()> {
+        let bytes = read_frame(stream, REQUEST_BYTES_MAX).await.ok()??;
+        let Ok(request) = codec::decode::<ContentRequest>(&bytes, REQUEST_BYTES_MAX) else {
+            (self.faults)(peer, Fault::Malformed);
+            return None;
+        };
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return reply(stream, &ContentResponse::Busy, &[]).await;
+        };
+        let store = self.store.clone();
+        let answer = tokio::task::spawn_blocking(move || opengrid_models::serve::answer(&store, &request));
+        let (header, body) = answer.await.ok()?;
+        reply(stream, &header, &body).await
+    }
+}
+
+async fn reply(stream: &mut PeerStream, header: &ContentResponse, body: &[u8]) -> Option<()> {
+    write_frame(stream, &codec::encode(header)).await.ok()?;
+    stream.write_all(body).await.ok()?;
+    stream.shutdown().await.ok()
+}
+
+/// Fetches from peers that the DHT or their beacons name.
+pub struct GridContent {
+    pub network: Network,
+    pub placement: Arc<crate::placement::Placement>,
+    pub faults: FaultSink,
+}
+
+#[async_trait]
+impl PeerSource for GridContent {
+    async fn providers(&self, root: ModelRoot) -> Vec<NodeId> {
+        let local = self.network.local();
+        let mut nodes: Vec<NodeId> = {
+            let directory = self.placement.directory.lock();
+            directory.workers(root, crate::clock::now_ms()).map(|(node, _)| node).collect()
+        };
+        nodes.extend(self.network.providers(root).await);
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes.retain(|node| *node != local);
+        nodes
+    }
+
+    async fn manifest(&self, node: NodeId, root: ModelRoot) -> Result<Manifest, PeerError> {
+        match self.request(node, &ContentRequest::Manifest { root }).await? {
+            (ContentResponse::Manifest(manifest), _) => Ok(manifest),
+            (response, _) => Err(self.unusable(node, &response)),
+        }
+    }
+
+    async fn chunk(&self, node: NodeId, root: ModelRoot, index: u32) -> Result<Vec<u8>, PeerError> {
+        match self.request(node, &ContentRequest::Chunk { root, index }).await? {
+            (ContentResponse::Chunk { .. }, body) => Ok(body),
+            (response, _) => Err(self.unusable(node, &response)),
+        }
+    }
+
+    fn report(&self, node: NodeId) {
+        (self.faults)(node, Fault::BadRecord);
+    }
+}
+
+impl GridContent {
+    async fn request(&self, node: NodeId, request: &ContentRequest) -> Result<(ContentResponse, Vec<u8>), PeerError> {
+        timeout(TRANSFER_TIMEOUT, self.exchange(node, request)).await.map_err(|_| PeerError::Unreachable)?
+    }
+
+    async fn exchange(&self, node: NodeId, request: &ContentRequest) -> Result<(ContentResponse, Vec<u8>), PeerError> {
+        let unreachable = |_| PeerError::Unreachable;
+        let mut stream =
+            self.network.open_stream(node, CONTENT_PROTOCOL).await.map_err(|_| PeerError::Unreachable)?;
+        write_frame(&mut stream, &codec::encode(request)).await.map_err(|_| PeerError::Unreachable)?;
+        stream.flush().await.map_err(unreachable)?;
+        let header = read_frame(&mut stream, MANIFEST_BYTES_MAX).await.ok().flatten().ok_or(PeerError::Unreachable)?;
+        let header: ContentResponse = codec::decode(&header, MANIFEST_BYTES_MAX).map_err(|_| {
+            (self.faults)(node, Fault::Malformed);
+            PeerError::Misbehaved
+        })?;
+        let mut body = Vec::new();
+        if let ContentResponse::Chunk { bytes } = header {
+            if u64::from(bytes) > CHUNK_BYTES {
+                (self.faults)(node, Fault::Oversized);
+                return Err(PeerError::Misbehaved);
+            }
+            stream.take(u64::from(bytes)).read_to_end(&mut body).await.map_err(unreachable)?;
+        }
+        Ok((header, body))
+    }
+
+    fn unusable(&self, node: NodeId, response: &ContentResponse) -> PeerError {
+        match response {
+            ContentResponse::NotHere => PeerError::NotHere,
+            ContentResponse::Busy => PeerError::Busy,
+            _ => {
+                (self.faults)(node, Fault::Malformed);
+                PeerError::Misbehaved
+            }
+        }
+    }
+}

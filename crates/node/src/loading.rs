@@ -1,0 +1,140 @@
+//! From `--serve` to running engines: fetch what is missing, load what fits, announce.
+
+use std::sync::Arc;
+
+use opengrid_engine::{EmbeddedConfig, EmbeddedEngine, FakeConfig, FakeEngine, SharedEngine};
+use opengrid_host::{HostProfile, ModelNeeds, OwnerLimits, Plan, Probe};
+use opengrid_models::{Catalogue, ModelEntry, catalogue::SizeClass, download::Progress, gguf};
+
+use crate::{
+    config::{EngineKind, Role, Serve},
+    node::Node,
+    start::StartError,
+};
+
+/// Below this speed a machine is no worker for a model.
+const DECODE_TOKENS_PER_S_MIN: f32 = 1.0;
+
+/// The models that `--serve` names; `None` means: choose from the store.
+pub fn resolve(serve: &Serve, catalogue: &Catalogue) -> Result<Option<Vec<ModelEntry>>, StartError> {
+    match serve {
+        Serve::Auto => Ok(None),
+        Serve::None => Ok(Some(Vec::new())),
+        Serve::Models(ids) => ids
+            .iter()
+            .map(|id| catalogue.get(id).cloned().ok_or_else(|| StartError::UnknownModel(id.clone())))
+            .collect::<Result<_, _>>()
+            .map(Some),
+    }
+}
+
+/// Loads the models one after the other in the background.
+pub fn spawn(node: &Arc<Node>, serve: Option<Vec<ModelEntry>>) {
+    let entries = serve.unwrap_or_else(|| {
+        node.catalogue.models().filter(|entry| node.store.contains(entry.root())).cloned().collect()
+    });
+    for entry in &entries {
+        node.serving.preparing(entry.root(), &entry.id, "waiting to load".into());
+    }
+    node.spawn(|node| async move {
+        for entry in entries {
+            let loaded = node.cancel.run_until_cancelled(load(&node, &entry)).await;
+            match loaded {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(why)) => {
+                    tracing::error!(model = entry.id, why, "not served");
+                    node.serving.failed(entry.root(), &entry.id, why);
+                }
+            }
+        }
+    });
+}
+
+async fn load(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
+    fetch(node, entry).await?;
+    node.serving.preparing(entry.root(), &entry.id, "loading".into());
+    let engine = start_engine(node, entry).await?;
+    let speed = engine.capabilities().decode_tokens_per_s;
+    if node.config.serve == Serve::Auto && speed < DECODE_TOKENS_PER_S_MIN {
+        engine.shutdown().await;
+        return Err(format!("too slow here ({speed:.1} tokens/s); serve it all the same with --serve {}", entry.id));
+    }
+    if node.config.role == Role::Auto && entry.class >= SizeClass::Small {
+        node.role.send_replace("worker".to_owned());
+    }
+    node.serving.ready(entry.root(), &entry.id, engine);
+    node.network.provide(entry.root()).await;
+    tracing::info!(model = entry.id, speed, "serving");
+    Ok(())
+}
+
+async fn fetch(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
+    if node.store.contains(entry.root()) {
+        return Ok(());
+    }
+    let progress = |progress: Progress| {
+        let percent = progress.done_bytes * 100 / progress.total_bytes.max(1);
+        node.serving.preparing(entry.root(), &entry.id, format!("fetching {percent}% of"));
+    };
+    node.fetcher
+        .fetch(entry, Some(node.content.as_ref()), &progress, &node.cancel)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngine, String> {
+    let path = node.store.path(entry.root()).ok_or("the file vanished from the store: pull it again")?;
+    let header_path = path.clone();
+    let info = tokio::task::spawn_blocking(move || gguf::file::read_info(&header_path))
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    let settings = &node.config.engine;
+    let trained_context = u32::try_from(info.context_length).unwrap_or(u32::MAX);
+    if let EngineKind::Fake { tokens_per_s, slots } = settings.kind {
+        let vocabulary_size = u32::try_from(info.tokens).unwrap_or(u32::MAX);
+        let config = FakeConfig { tokens_per_s, slots, context_tokens: trained_context, vocabulary_size, ..FakeConfig::default() };
+        return Ok(Arc::new(FakeEngine::new(config)));
+    }
+    let plan = plan(node, entry, &info).await?;
+    let config = EmbeddedConfig {
+        program: node.config.program.clone(),
+        model_path: path,
+        threads: plan.threads,
+        slots: u16::try_from(plan.slots).unwrap_or(u16::MAX),
+        context_tokens: plan.context_tokens,
+        kv_budget_bytes: plan.kv_budget_bytes,
+        queue_max: settings.queue_max,
+        mode: settings.mode,
+        cache_dir: Some(node.config.models_dir.join("cache")),
+        gpu_layers: settings.gpu_layers,
+        prefill_chunk: settings.prefill_chunk.unwrap_or(512),
+    };
+    let engine = EmbeddedEngine::start(config).await.map_err(|error| error.to_string())?;
+    Ok(engine)
+}
+
+/// Threads, slots and context: the owner's wishes, then what the machine allows.
+async fn plan(node: &Arc<Node>, entry: &ModelEntry, info: &gguf::ModelInfo) -> Result<Plan, String> {
+    let settings = &node.config.engine;
+    let needs = ModelNeeds {
+        weights_bytes: entry.file.size,
+        kv_bytes_per_token: info.kv_bytes_per_token,
+        trained_context_tokens: u32::try_from(info.context_length).unwrap_or(u32::MAX),
+        decode_tokens_per_s: None,
+    };
+    let owner = OwnerLimits {
+        cpu_percent: node.config.cpu_percent,
+        memory_percent: node.config.memory_percent,
+        threads: settings.threads,
+        slots: settings.slots.map(u32::from),
+        context_tokens: settings.context_tokens,
+        kv_budget_bytes: settings.kv_budget_bytes,
+    };
+    let models_dir = node.config.models_dir.clone();
+    let profile: HostProfile = tokio::task::spawn_blocking(move || Probe::new(models_dir).run())
+        .await
+        .map_err(|error| error.to_string())?;
+    opengrid_host::recommend(&profile, &needs, &owner).map_err(|error| error.to_string())
+}

@@ -1,0 +1,289 @@
+//! A running node: what [`start`](crate::start) built, what the gateway asks of it, and its end.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use opengrid_models::{Catalogue, Fetcher, ModelEntry, Store};
+use opengrid_network::{Network, PeerInfo};
+use opengrid_protocol::{ModelRoot, NodeId, SessionId};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    beacons::Beacons,
+    clock,
+    config::NodeConfig,
+    content::GridContent,
+    handle::{
+        Answer, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerModel, PeerRow, Status, TextModel,
+    },
+    identity::HomeLock,
+    metrics::Metrics,
+    placement::Placement,
+    runtime::Runtime,
+    serving::{Serving, class_text},
+    session::answer::AnswerTask,
+    skew::Skew,
+    text::NodeText,
+    texts::Texts,
+};
+
+/// Events of one answer that wait for a slow reader.
+const ANSWER_EVENTS_MAX: usize = 1_024;
+/// Answers at once; more are refused.
+const ANSWERS_MAX: usize = 4_096;
+const RETRY_AFTER_S: u32 = 2;
+
+pub struct Node {
+    pub(crate) config: NodeConfig,
+    pub(crate) network: Network,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) store: Store,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) content: Arc<GridContent>,
+    pub(crate) serving: Arc<Serving>,
+    pub(crate) placement: Arc<Placement>,
+    pub(crate) beacons: Arc<Beacons>,
+    pub(crate) skew: Arc<Skew>,
+    pub(crate) texts: Texts,
+    pub(crate) metrics: Metrics,
+    pub(crate) token: String,
+    pub(crate) role: watch::Sender<String>,
+    pub(crate) started: Instant,
+    pub(crate) answers: Arc<AtomicU64>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) shutdown_requested: CancellationToken,
+    pub(crate) lock: Mutex<Option<HomeLock>>,
+}
+
+impl Node {
+    /// The bearer token of what changes this node's state; also in `runtime.json`.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    pub fn local(&self) -> NodeId {
+        self.network.local()
+    }
+
+    /// Done when somebody asked the node to end (`POST /grid/v1/shutdown`).
+    pub async fn shutdown_requested(&self) {
+        self.shutdown_requested.cancelled().await;
+    }
+
+    /// What this node can be joined by.
+    pub fn invite(&self) -> String {
+        crate::invites::own_invite(&self.network, self.config.network.grid_key.is_some())
+    }
+
+    /// The live state of everything this node serves.
+    pub fn serving(&self) -> &Serving {
+        &self.serving
+    }
+
+    /// Takes no new sessions, lets the running ones end within the grace time, then stops everything.
+    pub async fn shutdown(&self) {
+        self.serving.drain();
+        let deadline = tokio::time::Instant::now() + self.config.grace;
+        while (self.serving.sessions() > 0 || self.answers.load(Ordering::Relaxed) > 0)
+            && tokio::time::Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.abort().await;
+    }
+
+    /// Stops everything at once: running sessions die, others continue them.
+    pub async fn abort(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        self.serving.shutdown().await;
+        self.texts.shutdown().await;
+        self.network.shutdown().await;
+        Runtime::remove(&self.config.home);
+        self.lock.lock().take();
+    }
+
+    pub(crate) fn entry(&self, model: &str) -> Result<&ModelEntry, GridError> {
+        self.catalogue.get(model).ok_or_else(|| GridError::UnknownModel(model.to_owned()))
+    }
+
+    fn nobody(model: &str) -> GridError {
+        GridError::NoWorker { model: model.to_owned(), retry_after_s: RETRY_AFTER_S }
+    }
+
+    /// How many tokens the answer may have, and that prompt and answer fit a live worker.
+    fn completion_limit(&self, model: ModelRoot, job: &Job) -> Result<u32, GridError> {
+        let limit = self.placement.context_limit(model).ok_or_else(|| Self::nobody(&job.model))?;
+        let prompt = u32::try_from(job.prompt.len()).unwrap_or(u32::MAX);
+        let needed = prompt.saturating_add(job.completion_tokens_max.unwrap_or(1));
+        if needed > limit {
+            return Err(GridError::ContextOverflow { limit, needed });
+        }
+        Ok(job.completion_tokens_max.unwrap_or(limit - prompt))
+    }
+}
+
+/// Counts running answers.
+struct AnswerCount(Arc<AtomicU64>);
+
+impl Drop for AnswerCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl GridHandle for Node {
+    fn status(&self) -> Status {
+        let mut state = self.serving.summary();
+        if let Some(complaint) = self.skew.complaint() {
+            state = format!("{state}; {complaint}");
+        }
+        Status {
+            peer_id: NodeIdText(self.local()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            role: self.role.borrow().clone(),
+            models: self.serving.rows(),
+            peers: self.network.peers().len(),
+            state,
+            api: format!("http://{}", self.config.api),
+            p2p_addresses: self.network.listen_addresses(),
+            nat: format!("{:?}", self.network.nat()).to_lowercase(),
+            invite: self.invite(),
+            sessions_running: self.serving.sessions(),
+            tokens_generated: self.serving.tokens_generated(),
+        }
+    }
+
+    fn peers(&self) -> Vec<PeerRow> {
+        let mut models: HashMap<NodeId, Vec<PeerModel>> = HashMap::new();
+        for (node, beacon) in self.placement.directory.lock().live(clock::now_ms()) {
+            models.entry(node).or_default().push(PeerModel {
+                id: beacon.model_id.clone(),
+                class: class_text(beacon.class),
+                slots: beacon.slots,
+                slots_busy: beacon.slots_busy,
+                queued: beacon.queued,
+                decode_tokens_per_s: beacon.decode_millitokens_per_s as f32 / 1_000.0,
+                draining: beacon.draining,
+            });
+        }
+        models.remove(&self.local());
+        let mut rows: Vec<PeerRow> = Vec::new();
+        for peer in self.network.peers() {
+            let served = models.remove(&peer.node).unwrap_or_default();
+            rows.push(connected_row(peer, served));
+        }
+        rows.extend(models.into_iter().map(|(node, served)| distant_row(node, served)));
+        rows.sort_by_key(|row| row.peer_id.0);
+        rows
+    }
+
+    fn models(&self) -> Vec<ModelRow> {
+        let now_ms = clock::now_ms();
+        let directory = self.placement.directory.lock();
+        let row = |entry: &ModelEntry| {
+            let live = || directory.workers(entry.root(), now_ms).filter(|(_, beacon)| !beacon.draining);
+            ModelRow {
+                id: entry.id.clone(),
+                root: entry.root(),
+                size_bytes: entry.file.size,
+                licence: entry.licence.clone(),
+                class: format!("{:?}", entry.class).to_lowercase(),
+                workers: live().count(),
+                local: self.store.contains(entry.root()),
+                context_tokens: live().map(|(_, beacon)| beacon.context_tokens).min().unwrap_or(0),
+                created: entry.created,
+            }
+        };
+        self.catalogue.models().map(row).collect()
+    }
+
+    async fn text(&self, model: &str) -> Result<Arc<dyn TextModel>, GridError> {
+        let entry = self.entry(model)?;
+        let text: Arc<NodeText> = self.texts.get(self, entry).await?;
+        Ok(text)
+    }
+
+    async fn generate(&self, job: Job) -> Result<Answer, GridError> {
+        let model = self.entry(&job.model)?.root();
+        let completion_tokens_max = self.completion_limit(model, &job)?;
+        if self.answers.fetch_add(1, Ordering::Relaxed) >= ANSWERS_MAX as u64 {
+            self.answers.fetch_sub(1, Ordering::Relaxed);
+            return Err(Self::nobody(&job.model));
+        }
+        let count = AnswerCount(self.answers.clone());
+        let session = SessionId(rand::random());
+        let (sender, events) = mpsc::channel(ANSWER_EVENTS_MAX);
+        let (accepted, first) = oneshot::channel();
+        let task = AnswerTask {
+            placement: self.placement.clone(),
+            session,
+            model,
+            job,
+            completion_tokens_max,
+            events: sender,
+            accepted: Some(accepted),
+        };
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            let _count = count;
+            cancel.run_until_cancelled(task.run()).await
+        });
+        // If the caller gives up here, `events` is dropped with this future and the task ends.
+        let worker = first.await.map_err(|_| GridError::Internal("the node is shutting down".into()))??;
+        Ok(Answer { session, worker, events })
+    }
+
+    async fn join(&self, invite: &str) -> Result<(), String> {
+        crate::invites::join(&self.network, invite, self.config.network.grid_key.is_some()).await
+    }
+
+    fn request_shutdown(&self) {
+        self.shutdown_requested.cancel();
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.text(self)
+    }
+}
+
+fn connected_row(peer: PeerInfo, models: Vec<PeerModel>) -> PeerRow {
+    let path = if peer.connected_direct { "direct" } else { "relayed" };
+    let version = peer.agent.as_deref().map(|agent| agent.trim_start_matches("opengrid/").to_owned());
+    PeerRow {
+        peer_id: NodeIdText(peer.node),
+        version,
+        connected: true,
+        path: path.into(),
+        addresses: peer.addresses,
+        rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1_000.0),
+        models,
+    }
+}
+
+fn distant_row(node: NodeId, models: Vec<PeerModel>) -> PeerRow {
+    PeerRow {
+        peer_id: NodeIdText(node),
+        version: None,
+        connected: false,
+        path: "none".into(),
+        addresses: Vec::new(),
+        rtt_ms: None,
+        models,
+    }
+}

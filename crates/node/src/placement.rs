@@ -1,0 +1,171 @@
+//! Chooses workers for answers: the pure [`routing`](crate::routing) over the live [`directory`](crate::directory),
+//! with what this gateway knows itself (open sessions, delays, cached prefixes).
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use opengrid_network::Network;
+use opengrid_protocol::{
+    ModelRoot, NodeId,
+    beacon::Class,
+    session::Token,
+};
+use parking_lot::Mutex;
+
+use crate::{
+    clock,
+    directory::Directory,
+    routing::{self, Affinity, Candidate},
+    session::{Fault, FaultSink, links::Links},
+};
+
+pub struct Placement {
+    pub links: Links,
+    pub directory: Mutex<Directory>,
+    network: Network,
+    affinity: Mutex<Affinity>,
+    /// Worker by `prompt_cache_key`.
+    keyed: Mutex<HashMap<String, NodeId>>,
+    open: Arc<Mutex<HashMap<NodeId, u32>>>,
+    faults: FaultSink,
+    pub counters: Counters,
+}
+
+#[derive(Default)]
+pub struct Counters {
+    pub failovers: AtomicU64,
+    pub busy_refusals: AtomicU64,
+}
+
+/// A session counted at a worker; uncounted on drop.
+pub struct Lease {
+    pub worker: NodeId,
+    pub class: Class,
+    open: Arc<Mutex<HashMap<NodeId, u32>>>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut open = self.open.lock();
+        if let Some(count) = open.get_mut(&self.worker) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.worker);
+            }
+        }
+    }
+}
+
+/// Affinity keys remembered.
+const KEYED_MAX: usize = 10_000;
+/// What a matching `prompt_cache_key` counts for when the prefix itself is not remembered.
+const KEYED_TOKENS_ASSUMED: u32 = 64;
+
+impl Placement {
+    pub fn new(network: Network, links: Links, faults: FaultSink) -> Self {
+        Self {
+            links,
+            directory: Mutex::default(),
+            network,
+            affinity: Mutex::default(),
+            keyed: Mutex::default(),
+            open: Arc::default(),
+            faults,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Chooses among the live workers that hold `needed_tokens`, those of `class` first (a continuation stays exact).
+    pub fn choose(
+        &self,
+        model: ModelRoot,
+        tokens: &[Token],
+        needed_tokens: u32,
+        class: Option<Class>,
+        affinity_key: Option<&str>,
+        avoid: impl Fn(NodeId) -> bool,
+    ) -> Option<Lease> {
+        let mut candidates = self.candidates(model, tokens, affinity_key);
+        candidates.retain(|candidate| !avoid(candidate.node) && candidate.context_tokens >= needed_tokens);
+        let wanted = class.unwrap_or(Class::Approximate);
+        let is_same = |candidate: &Candidate| candidate.class == wanted;
+        if matches!(class, Some(Class::Exact(_))) && candidates.iter().any(is_same) {
+            candidates.retain(is_same);
+        }
+        let chosen = routing::choose(&candidates, tokens.len() as u32, rand::random())?;
+        let Candidate { node, class, .. } = candidates[chosen];
+        if let Some(key) = affinity_key {
+            self.remember_key(key, node);
+        }
+        *self.open.lock().entry(node).or_insert(0) += 1;
+        Some(Lease { worker: node, class, open: self.open.clone() })
+    }
+
+    fn candidates(&self, model: ModelRoot, tokens: &[Token], affinity_key: Option<&str>) -> Vec<Candidate> {
+        let keyed = affinity_key.and_then(|key| self.keyed.lock().get(key).copied());
+        let rtts = self.network.rtts();
+        let open = self.open.lock().clone();
+        let affinity = self.affinity.lock();
+        let local = self.network.local();
+        self.directory
+            .lock()
+            .workers(model, clock::now_ms())
+            .filter(|(_, beacon)| !beacon.draining)
+            .map(|(node, beacon)| Candidate {
+                node,
+                class: beacon.class,
+                context_tokens: beacon.context_tokens,
+                slots: beacon.slots,
+                slots_busy: u32::from(beacon.slots_busy).max(open.get(&node).copied().unwrap_or(0)),
+                queued: u32::from(beacon.queued),
+                decode_millitokens_per_s: beacon.decode_millitokens_per_s,
+                prefill_millitokens_per_s: beacon.prefill_millitokens_per_s,
+                rtt: if node == local { Some(std::time::Duration::ZERO) } else { rtts.get(&node).copied() },
+                cached_tokens: match affinity.cached_tokens(node, tokens) {
+                    0 if keyed == Some(node) => KEYED_TOKENS_ASSUMED,
+                    cached => cached,
+                },
+            })
+            .collect()
+    }
+
+    fn remember_key(&self, key: &str, node: NodeId) {
+        let mut keyed = self.keyed.lock();
+        if keyed.len() >= KEYED_MAX {
+            keyed.clear();
+        }
+        keyed.insert(key.to_owned(), node);
+    }
+
+    /// Largest context among live workers of a model; `None` without any.
+    pub fn context_limit(&self, model: ModelRoot) -> Option<u32> {
+        let directory = self.directory.lock();
+        directory.workers(model, clock::now_ms()).map(|(_, beacon)| beacon.context_tokens).max()
+    }
+
+    /// An answer ended at `node`: its cache holds these tokens now.
+    pub fn remember(&self, node: NodeId, tokens: &[Token]) {
+        self.affinity.lock().remember(node, tokens);
+    }
+
+    pub fn failed_over(&self, busy: bool) {
+        let counter = if busy { &self.counters.busy_refusals } else { &self.counters.failovers };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn report(&self, worker: NodeId, fault: Fault) {
+        (self.faults)(worker, fault);
+    }
+
+    /// A node's connection closed.
+    pub fn node_left(&self, node: NodeId) {
+        self.directory.lock().forget_node(node);
+        self.affinity.lock().forget(node);
+        self.links.close(node);
+    }
+}

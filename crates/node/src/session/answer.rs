@@ -1,0 +1,288 @@
+//! Keeps one answer alive: places it, forwards its tokens, and when its worker dies continues it elsewhere from the
+//! tokens so far.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use opengrid_protocol::{
+    ModelRoot, NodeId, SessionId,
+    beacon::Class,
+    session::{Finish, Open, Refusal, ToGateway, Token, TokenOut, Usage},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use super::{Fault, link::LinkSession};
+use crate::{
+    handle::{AnswerEvent, GridError, Job},
+    placement::{Lease, Placement},
+};
+
+/// A worker that took the channel must say something about a new session within this time.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A worker that failed this answer is asked again after this time at the earliest, while others are there.
+const AVOID: Duration = Duration::from_secs(10);
+/// How long an interrupted answer waits for any worker to come (back) before it ends with an error.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two rounds over the workers while none takes the answer.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Seconds that a refused client is told to wait.
+const RETRY_AFTER_S: u32 = 2;
+
+/// Tells the caller of `generate` who took the session first.
+pub type FirstAccept = oneshot::Sender<Result<NodeId, GridError>>;
+
+pub struct AnswerTask {
+    pub placement: Arc<Placement>,
+    pub session: SessionId,
+    pub model: ModelRoot,
+    pub job: Job,
+    /// Most tokens of the answer, resolved.
+    pub completion_tokens_max: u32,
+    pub events: mpsc::Sender<AnswerEvent>,
+    pub accepted: Option<FirstAccept>,
+}
+
+/// How one attempt at one worker ended.
+enum Attempt {
+    Done,
+    /// The client hung up.
+    Abandoned,
+    /// Try another; `Busy` is no reason to avoid the worker for long.
+    Failed { busy: bool },
+    /// No worker will do better.
+    Hopeless(GridError),
+}
+
+/// What has been generated so far.
+struct Progress {
+    tokens: Vec<Token>,
+    prompt_tokens: usize,
+    class: Option<Class>,
+    worker: Option<NodeId>,
+    /// How often a worker took it; each attempt has a session id of its own.
+    acceptances: u64,
+    attempts: u64,
+    /// Of the first worker: a failover's re-prefill is the network's affair, not the client's.
+    cached_tokens: Option<u32>,
+}
+
+impl AnswerTask {
+    pub async fn run(mut self) {
+        let events = self.events.clone();
+        tokio::select! {
+            () = self.keep_alive() => {}
+            () = events.closed() => {}
+        }
+    }
+
+    async fn keep_alive(&mut self) {
+        let mut progress = Progress {
+            prompt_tokens: self.job.prompt.len(),
+            tokens: std::mem::take(&mut self.job.prompt),
+            class: None,
+            worker: None,
+            acceptances: 0,
+            attempts: 0,
+            cached_tokens: None,
+        };
+        let mut avoid: HashMap<NodeId, Instant> = HashMap::new();
+        let mut orphan_since: Option<Instant> = None;
+        loop {
+            avoid.retain(|_, until| *until > Instant::now());
+            let Some(lease) = self.lease(&progress, &avoid) else {
+                match self.wait_for_workers(&progress, &mut avoid, &mut orphan_since).await {
+                    Ok(()) => continue,
+                    Err(error) => return self.fail(error).await,
+                }
+            };
+            let worker = lease.worker;
+            let acceptances = progress.acceptances;
+            match self.attempt(lease, &mut progress).await {
+                Attempt::Done => return self.placement.remember(worker, &progress.tokens),
+                Attempt::Abandoned => return,
+                Attempt::Hopeless(error) => return self.fail(error).await,
+                Attempt::Failed { busy } => {
+                    let pause = if busy { Duration::from_secs(1) } else { AVOID };
+                    avoid.insert(worker, Instant::now() + pause);
+                    self.placement.failed_over(busy);
+                }
+            }
+            if progress.acceptances > acceptances {
+                orphan_since = None;
+            }
+        }
+    }
+
+    fn lease(&self, progress: &Progress, avoid: &HashMap<NodeId, Instant>) -> Option<Lease> {
+        let answered = progress.tokens.len() - progress.prompt_tokens;
+        let left = self.completion_tokens_max.saturating_sub(answered as u32);
+        let needed = progress.tokens.len() as u32 + left;
+        self.placement.choose(self.model, &progress.tokens, needed, progress.class, self.job.affinity.as_deref(), |node| {
+            avoid.contains_key(&node)
+        })
+    }
+
+    /// Before the first acceptance an empty grid is an error at once; afterwards the answer waits for a worker.
+    async fn wait_for_workers(
+        &self,
+        progress: &Progress,
+        avoid: &mut HashMap<NodeId, Instant>,
+        orphan_since: &mut Option<Instant>,
+    ) -> Result<(), GridError> {
+        let nobody = || GridError::NoWorker { model: self.job.model.clone(), retry_after_s: RETRY_AFTER_S };
+        if progress.worker.is_none() {
+            return Err(nobody());
+        }
+        if orphan_since.get_or_insert_with(Instant::now).elapsed() > ORPHAN_PATIENCE {
+            return Err(nobody());
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+        // With nobody else left, those that failed may have come back.
+        avoid.clear();
+        Ok(())
+    }
+
+    async fn fail(&mut self, error: GridError) {
+        match self.accepted.take() {
+            Some(accepted) => drop(accepted.send(Err(error))),
+            None => drop(self.events.send(AnswerEvent::Failed(error)).await),
+        }
+    }
+
+    async fn attempt(&mut self, lease: Lease, progress: &mut Progress) -> Attempt {
+        let worker = lease.worker;
+        let link = match self.placement.links.get(worker).await {
+            Ok(link) => link,
+            Err(error) => {
+                tracing::debug!(worker = %worker.short(), %error, "no channel");
+                return Attempt::Failed { busy: false };
+            }
+        };
+        let open = Open {
+            session: SessionId(self.session.0.wrapping_add(progress.attempts)),
+            model: self.model,
+            tokens: progress.tokens.clone(),
+            prompt_tokens: progress.prompt_tokens as u32,
+            completion_tokens_max: self.completion_tokens_max,
+            stop_tokens: self.job.stop_tokens.clone(),
+            sampling: self.job.sampling.clone(),
+            top_logprobs: self.job.top_logprobs,
+        };
+        progress.attempts += 1;
+        let Ok(mut session) = link.open(open).await else {
+            return Attempt::Failed { busy: false };
+        };
+        let end = self.follow(&mut session, &lease, progress).await;
+        if matches!(end, Attempt::Failed { busy: false }) && progress.worker != Some(worker) {
+            self.placement.links.forget_key(worker).await;
+        }
+        end
+    }
+
+    async fn follow(&mut self, session: &mut LinkSession, lease: &Lease, progress: &mut Progress) -> Attempt {
+        let mut accepted = false;
+        loop {
+            let received = if accepted {
+                session.messages.recv().await
+            } else {
+                timeout(ACCEPT_TIMEOUT, session.messages.recv()).await.ok().flatten()
+            };
+            let Some(message) = received else {
+                return Attempt::Failed { busy: false };
+            };
+            match message {
+                ToGateway::Accepted { queued, .. } => {
+                    if !std::mem::replace(&mut accepted, true) {
+                        self.accepted_by(lease, progress).await;
+                    }
+                    if queued > 0 && self.events.send(AnswerEvent::Queued(queued)).await.is_err() {
+                        return Attempt::Abandoned;
+                    }
+                }
+                ToGateway::Tokens { from, tokens, .. } => {
+                    if !accepted || self.breaks_order(from, &tokens, progress) {
+                        self.placement.report(lease.worker, Fault::WrongTokens);
+                        return Attempt::Failed { busy: false };
+                    }
+                    progress.tokens.extend(tokens.iter().map(|out| out.token));
+                    if self.events.send(AnswerEvent::Tokens(tokens)).await.is_err() {
+                        return Attempt::Abandoned;
+                    }
+                }
+                ToGateway::Finished { finish, usage, .. } => {
+                    if !accepted || self.breaks_finish(finish, progress) {
+                        self.placement.report(lease.worker, Fault::WrongTokens);
+                        return Attempt::Failed { busy: false };
+                    }
+                    return self.finish(finish, usage, progress).await;
+                }
+                ToGateway::Refused { why, .. } => return self.refused(why, progress),
+                ToGateway::Heartbeat | ToGateway::Pong { .. } => {}
+            }
+        }
+    }
+
+    async fn accepted_by(&mut self, lease: &Lease, progress: &mut Progress) {
+        let exact = matches!(lease.class, Class::Exact(_)) && progress.class.is_none_or(|class| class == lease.class);
+        progress.class.get_or_insert(lease.class);
+        progress.acceptances += 1;
+        let moved = progress.worker.replace(lease.worker).is_some();
+        match self.accepted.take() {
+            Some(accepted) => drop(accepted.send(Ok(lease.worker))),
+            None if moved => {
+                if !exact {
+                    progress.class = Some(lease.class);
+                }
+                let _ = self.events.send(AnswerEvent::Moved { worker: lease.worker, exact }).await;
+            }
+            None => {}
+        }
+    }
+
+    fn breaks_order(&self, from: u32, tokens: &[TokenOut], progress: &Progress) -> bool {
+        let answered = progress.tokens.len() - progress.prompt_tokens;
+        let tops_max = self.job.top_logprobs.map_or(0, usize::from);
+        from as usize != answered
+            || answered + tokens.len() > self.completion_tokens_max as usize
+            || tokens.iter().any(|out| {
+                out.top.len() > tops_max
+                    || out.token >= self.job.vocabulary_size
+                    || out.top.iter().any(|(token, _)| *token >= self.job.vocabulary_size)
+                    || self.job.stop_tokens.contains(&out.token)
+            })
+    }
+
+    fn breaks_finish(&self, finish: Finish, progress: &Progress) -> bool {
+        let answered = (progress.tokens.len() - progress.prompt_tokens) as u32;
+        match finish {
+            Finish::Stop(token) => !self.job.stop_tokens.contains(&token),
+            // Only the end of its context excuses a shorter answer, and placement chose one that is long enough.
+            Finish::Length => answered < self.completion_tokens_max,
+        }
+    }
+
+    async fn finish(&self, finish: Finish, usage: Usage, progress: &Progress) -> Attempt {
+        let usage = Usage {
+            cached_tokens: progress.cached_tokens.unwrap_or(usage.cached_tokens).min(progress.prompt_tokens as u32),
+            generated_tokens: (progress.tokens.len() - progress.prompt_tokens) as u32,
+            ..usage
+        };
+        let _ = self.events.send(AnswerEvent::Finished(finish, usage)).await;
+        Attempt::Done
+    }
+
+    fn refused(&self, why: Refusal, progress: &Progress) -> Attempt {
+        match why {
+            // The first worker's word ends it; a later one may just disagree with the first.
+            Refusal::Invalid(why) if progress.worker.is_none() => Attempt::Hopeless(GridError::Invalid(why)),
+            Refusal::Busy | Refusal::Draining => Attempt::Failed { busy: true },
+            _ => Attempt::Failed { busy: false },
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The gateway's channels: one per worker, opened on first use, shared by all sessions to it.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use opengrid_network::Network;
+use opengrid_protocol::{
+    NodeId, Signed,
+    limits::{RECORD_BYTES_MAX, SEALING_KEY_LIFE_MS},
+    sealing_key::SealingKey,
+    session::{ToGateway, ToWorker},
+};
+use parking_lot::Mutex;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Fault, FaultSink, KEY_PROTOCOL, SESSION_PROTOCOL,
+    link::Link,
+    sealed::{self, ChannelEnd},
+    server::{self, SharedBackend},
+    wire::{WireError, read_frame},
+};
+use crate::clock;
+
+/// Reaching a worker, its key and its channel, all together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// A channel is re-keyed (replaced by a new one for new sessions) after this time.
+const CHANNEL_LIFE: Duration = Duration::from_millis(SEALING_KEY_LIFE_MS);
+/// Most workers with an open channel.
+const LINKS_MAX: usize = 1_024;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    #[error("cannot reach the worker: {0}")]
+    Unreachable(String),
+    #[error("the worker did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("the worker's sealing key does not hold: {0}")]
+    BadKey(String),
+    #[error("too many open channels")]
+    TooMany,
+}
+
+pub struct Links {
+    network: Network,
+    local: NodeId,
+    backend: SharedBackend,
+    faults: FaultSink,
+    slots: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<Slot>>>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+#[derive(Default)]
+struct Slot {
+    link: Option<(Link, Instant)>,
+    key: Option<SealingKey>,
+}
+
+impl Links {
+    pub fn new(
+        network: Network,
+        backend: SharedBackend,
+        faults: FaultSink,
+        tasks: TaskTracker,
+        cancel: CancellationToken,
+    ) -> Self {
+        let local = network.local();
+        Self { network, local, backend, faults, slots: Mutex::default(), tasks, cancel }
+    }
+
+    /// A live link to `worker`; the node itself is a worker like any other, without the sealing.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn get(&self, worker: NodeId) -> Result<Link, ConnectError> {
+        let slot = self.slot(worker)?;
+        let mut slot = slot.lock().await;
+        if let Some((link, since)) = &slot.link
+            && !link.is_closed()
+            && since.elapsed() < CHANNEL_LIFE
+        {
+            return Ok(link.clone());
+        }
+        let link = if worker == self.local {
+            self.connect_locally()
+        } else {
+            timeout(CONNECT_TIMEOUT, self.connect(worker, &mut slot)).await.map_err(|_| ConnectError::Timeout)??
+        };
+        slot.link = Some((link.clone(), Instant::now()));
+        Ok(link)
+    }
+
+    fn slot(&self, worker: NodeId) -> Result<Arc<tokio::sync::Mutex<Slot>>, ConnectError> {
+        let mut slots = self.slots.lock();
+        if slots.len() >= LINKS_MAX && !slots.contains_key(&worker) {
+            slots.retain(|_, slot| {
+                slot.try_lock().is_ok_and(|slot| slot.link.as_ref().is_some_and(|(link, _)| !link.is_closed()))
+                    || Arc::strong_count(slot) > 1
+            });
+            if slots.len() >= LINKS_MAX {
+                return Err(ConnectError::TooMany);
+            }
+        }
+        Ok(slots.entry(worker).or_default().clone())
+    }
+
+    /// Closes the channel to a node that left, so that its sessions move at once.
+    pub fn close(&self, worker: NodeId) {
+        let slot = self.slots.lock().get(&worker).cloned();
+        if let Some(slot) = slot
+            && let Ok(slot) = slot.try_lock()
+            && let Some((link, _)) = &slot.link
+        {
+            link.close();
+        }
+    }
+
+    fn connect_locally(&self) -> Link {
+        let (link, mut outgoing, routes) = Link::new(self.cancel.child_token());
+        let (inbound_sender, inbound) = mpsc::channel::<ToWorker>(64);
+        let (outbound, mut messages) = mpsc::channel::<ToGateway>(1_024);
+        let serve = server::serve(self.local, inbound, outbound, self.backend.clone());
+        self.tasks.spawn(async move {
+            let to_worker = async {
+                while let Some(message) = outgoing.recv().await {
+                    if inbound_sender.send(message).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let to_gateway = async {
+                while let Some(message) = messages.recv().await {
+                    if routes.dispatch(message).is_err() {
+                        break;
+                    }
+                }
+            };
+            tokio::select! {
+                () = serve => {}
+                () = to_worker => {}
+                () = to_gateway => {}
+                () = routes.closed.cancelled() => {}
+            }
+            routes.close();
+        });
+        link
+    }
+
+    async fn connect(&self, worker: NodeId, slot: &mut Slot) -> Result<Link, ConnectError> {
+        let key = match slot.key.take().filter(|key| clock::now_ms() < key.expires_ms) {
+            Some(key) => key,
+            None => self.fetch_key(worker).await?,
+        };
+        let unreachable = |error: &dyn std::fmt::Display| ConnectError::Unreachable(error.to_string());
+        let stream =
+            self.network.open_stream(worker, SESSION_PROTOCOL).await.map_err(|error| unreachable(&error))?;
+        let (link, carry) = sealed::connect(stream, worker, &key, self.local, self.cancel.child_token())
+            .await
+            .map_err(|error| unreachable(&error))?;
+        slot.key = Some(key);
+        let faults = self.faults.clone();
+        self.tasks.spawn(async move {
+            let end = carry.await;
+            tracing::debug!(worker = %worker.short(), %end, "channel ended");
+            if let ChannelEnd::Fault(fault) = end {
+                faults(worker, fault);
+            }
+        });
+        Ok(link)
+    }
+
+    /// After a channel died young the key may have been rotated away: the next connection asks again.
+    pub async fn forget_key(&self, worker: NodeId) {
+        let slot = self.slots.lock().get(&worker).cloned();
+        if let Some(slot) = slot {
+            slot.lock().await.key = None;
+        }
+    }
+
+    async fn fetch_key(&self, worker: NodeId) -> Result<SealingKey, ConnectError> {
+        let mut stream = self
+            .network
+            .open_stream(worker, KEY_PROTOCOL)
+            .await
+            .map_err(|error| ConnectError::Unreachable(error.to_string()))?;
+        let bytes = match read_frame(&mut stream, RECORD_BYTES_MAX).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Err(ConnectError::Unreachable("closed before the key came".into())),
+            Err(WireError::Oversized { .. }) => return Err(self.bad_key(worker, "oversized")),
+            Err(WireError::Io(error)) => return Err(ConnectError::Unreachable(error.to_string())),
+        };
+        let signed = Signed::from_bytes(&bytes).map_err(|error| self.bad_key(worker, &error.to_string()))?;
+        if signed.signer != worker {
+            return Err(self.bad_key(worker, "signed by another node"));
+        }
+        match signed.open(clock::now_ms()) {
+            Ok(key) => Ok(key),
+            Err(error) if clock::is_clock_error(&error) => Err(ConnectError::BadKey(error.to_string())),
+            Err(error) => Err(self.bad_key(worker, &error.to_string())),
+        }
+    }
+
+    fn bad_key(&self, worker: NodeId, why: &str) -> ConnectError {
+        (self.faults)(worker, Fault::BadRecord);
+        ConnectError::BadKey(why.to_owned())
+    }
+}

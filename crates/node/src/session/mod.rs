@@ -1,0 +1,40 @@
+//! Sealed sessions between a gateway and a worker.
+//!
+//! [`link`] is the gateway's end of one channel, [`server`] the worker's; [`sealed`] joins the two over a stream,
+//! and a node that is both joins them in memory. [`answer`] keeps one answer alive over the death of its workers.
+
+pub mod answer;
+pub mod link;
+pub mod links;
+pub mod sealed;
+pub mod server;
+pub mod wire;
+
+/// Carries sealed frames; the gateway opens it.
+pub const SESSION_PROTOCOL: &str = "/opengrid/session/1";
+/// The worker answers with its signed sealing key and closes.
+pub const KEY_PROTOCOL: &str = "/opengrid/key/1";
+
+use opengrid_protocol::NodeId;
+
+/// What a peer did that an honest program never does. It is disconnected, refused for a while and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Fault {
+    #[error("a frame that does not open (altered, replayed or from another session)")]
+    BadSeal,
+    #[error("a frame over the size limit")]
+    Oversized,
+    #[error("a message that does not decode")]
+    Malformed,
+    #[error("a message about a session that was never opened")]
+    ForeignSession,
+    #[error("tokens out of order, or more than asked for")]
+    WrongTokens,
+    #[error("a signed record that does not hold")]
+    BadRecord,
+    #[error("a sealed channel that was opened before")]
+    ReplayedHello,
+}
+
+/// Takes reports of faults; never blocks.
+pub type FaultSink = std::sync::Arc<dyn Fn(NodeId, Fault) + Send + Sync>;

@@ -1,0 +1,282 @@
+//! Sealed channels over a byte stream: the pumps between [`link`](super::link) or [`server`](super::server) and the
+//! frames that relays see.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use opengrid_privacy::sealing::{ClientChannel, KeyRing, Opener, SealError, Sealer, ServerChannel};
+use opengrid_protocol::{
+    NodeId,
+    codec,
+    limits::{FRAME_BYTES_MAX, RECORD_BYTES_MAX, SILENCE_MS_MAX},
+    sealing_key::SealingKey,
+    session::{ToGateway, ToWorker},
+};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    sync::mpsc,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Fault,
+    link::{Link, Routes},
+    server::{self, SharedBackend},
+    wire::{WireError, read_frame, write_frame},
+};
+
+/// A hello is one X-Wing ciphertext (1,120 bytes) and a header.
+const HELLO_BYTES_MAX: usize = RECORD_BYTES_MAX;
+/// How long the other side may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Writing one frame to a live peer never takes this long; afterwards the channel counts as dead.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a channel ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChannelEnd {
+    /// The peer closed it.
+    #[error("closed by the peer")]
+    Closed,
+    /// We did.
+    #[error("closed")]
+    Cancelled,
+    #[error("silent for {0} ms with sessions open")]
+    Silent(u64),
+    #[error("{0}")]
+    Fault(#[from] Fault),
+    #[error("the sealing key is not known (rotated away)")]
+    UnknownKey,
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl From<WireError> for ChannelEnd {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Oversized { .. } => Self::Fault(Fault::Oversized),
+            WireError::Io(error) => Self::Io(error),
+        }
+    }
+}
+
+/// Sends the hello and makes the link; the returned future carries the channel until it ends and must be spawned.
+///
+/// # Errors
+/// Those of the stream.
+pub async fn connect<S>(
+    mut stream: S,
+    worker: NodeId,
+    key: &SealingKey,
+    gateway: NodeId,
+    cancel: CancellationToken,
+) -> Result<(Link, impl Future<Output = ChannelEnd> + Send + use<S>), ChannelEnd>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (channel, hello) = ClientChannel::open(worker, key, gateway).map_err(|_| Fault::BadRecord)?;
+    write_frame(&mut stream, &hello).await?;
+    stream.flush().await?;
+    let (sealer, opener) = channel.into_split();
+    let (reader, writer) = tokio::io::split(stream);
+    let (link, outgoing, routes) = Link::new(cancel);
+    Ok((link, carry_gateway(reader, writer, sealer, opener, outgoing, routes)))
+}
+
+async fn carry_gateway<S: AsyncRead + AsyncWrite + Send>(
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
+    sealer: Sealer,
+    opener: Opener,
+    outgoing: mpsc::Receiver<ToWorker>,
+    routes: Arc<Routes>,
+) -> ChannelEnd {
+    let life = SignsOfLife::new();
+    let read = read_all(reader, opener, |message: ToGateway| {
+        life.seen();
+        routes.dispatch(message)
+    });
+    let end = tokio::select! {
+        end = read => end,
+        end = write_all(writer, sealer, outgoing) => end,
+        silent_ms = watch_silence(&life, &routes) => ChannelEnd::Silent(silent_ms),
+        () = routes.closed.cancelled() => ChannelEnd::Cancelled,
+    };
+    routes.close();
+    end
+}
+
+/// Serves one incoming session stream to its end.
+pub async fn accept<S>(
+    mut stream: S,
+    gateway: NodeId,
+    keys: Arc<Mutex<KeyRing>>,
+    backend: SharedBackend,
+    now_ms: impl FnOnce() -> u64,
+) -> ChannelEnd
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let channel = match receive_hello(&mut stream, gateway, &keys, now_ms).await {
+        Ok(channel) => channel,
+        Err(end) => return end,
+    };
+    let (sealer, opener) = channel.into_split();
+    let (reader, writer) = tokio::io::split(stream);
+    let (inbound_sender, inbound) = mpsc::channel(64);
+    let (outbound, outgoing) = mpsc::channel(1_024);
+    let read = read_all_async(reader, opener, inbound_sender);
+    tokio::select! {
+        end = read => end,
+        end = write_all(writer, sealer, outgoing) => end,
+        () = server::serve(gateway, inbound, outbound, backend) => ChannelEnd::Closed,
+    }
+}
+
+async fn receive_hello<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    gateway: NodeId,
+    keys: &Mutex<KeyRing>,
+    now_ms: impl FnOnce() -> u64,
+) -> Result<ServerChannel, ChannelEnd> {
+    let hello = timeout(HELLO_TIMEOUT, read_frame(stream, HELLO_BYTES_MAX))
+        .await
+        .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??
+        .ok_or(ChannelEnd::Closed)?;
+    keys.lock().accept(&hello, gateway, now_ms()).map_err(|error| match error {
+        SealError::UnknownKey => ChannelEnd::UnknownKey,
+        SealError::Replayed => ChannelEnd::Fault(Fault::ReplayedHello),
+        _ => ChannelEnd::Fault(Fault::BadSeal),
+    })
+}
+
+async fn read_all<R, T, F>(mut reader: R, mut opener: Opener, mut take: F) -> ChannelEnd
+where
+    R: AsyncRead + Unpin,
+    T: serde::de::DeserializeOwned,
+    F: FnMut(T) -> Result<(), Fault>,
+{
+    loop {
+        match read_message(&mut reader, &mut opener).await {
+            Ok(message) => {
+                if let Err(fault) = take(message) {
+                    return fault.into();
+                }
+            }
+            Err(end) => return end,
+        }
+    }
+}
+
+async fn read_all_async<R, T>(mut reader: R, mut opener: Opener, inbound: mpsc::Sender<T>) -> ChannelEnd
+where
+    R: AsyncRead + Unpin,
+    T: serde::de::DeserializeOwned,
+{
+    loop {
+        match read_message(&mut reader, &mut opener).await {
+            Ok(message) => {
+                if inbound.send(message).await.is_err() {
+                    return ChannelEnd::Closed;
+                }
+            }
+            Err(end) => return end,
+        }
+    }
+}
+
+async fn read_message<R, T>(reader: &mut R, opener: &mut Opener) -> Result<T, ChannelEnd>
+where
+    R: AsyncRead + Unpin,
+    T: serde::de::DeserializeOwned,
+{
+    let frame = read_frame(reader, FRAME_BYTES_MAX).await?.ok_or(ChannelEnd::Closed)?;
+    let plaintext = opener.open(&frame).map_err(|_| Fault::BadSeal)?;
+    Ok(codec::decode(&plaintext, FRAME_BYTES_MAX).map_err(|_| Fault::Malformed)?)
+}
+
+async fn write_all<W, T>(mut writer: W, mut sealer: Sealer, mut outgoing: mpsc::Receiver<T>) -> ChannelEnd
+where
+    W: AsyncWrite + Unpin,
+    T: serde::Serialize,
+{
+    while let Some(message) = outgoing.recv().await {
+        let mut next = Some(message);
+        // What waits already goes out under one flush.
+        while let Some(message) = next.take() {
+            if let Err(end) = write_message(&mut writer, &mut sealer, &message).await {
+                return end;
+            }
+            next = outgoing.try_recv().ok();
+        }
+        match timeout(WRITE_TIMEOUT, writer.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error.into(),
+            Err(_) => return std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+        }
+    }
+    // Every sender is gone: say goodbye properly.
+    let _ = timeout(WRITE_TIMEOUT, writer.shutdown()).await;
+    ChannelEnd::Cancelled
+}
+
+async fn write_message<W, T>(writer: &mut W, sealer: &mut Sealer, message: &T) -> Result<(), ChannelEnd>
+where
+    W: AsyncWrite + Unpin,
+    T: serde::Serialize,
+{
+    let frame = sealer.seal(&codec::encode(message)).map_err(|_| Fault::Oversized)?;
+    timeout(WRITE_TIMEOUT, write_frame(writer, &frame))
+        .await
+        .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+    Ok(())
+}
+
+/// When the worker was last heard, in milliseconds since the channel began.
+struct SignsOfLife {
+    began: Instant,
+    last_ms: AtomicU64,
+}
+
+impl SignsOfLife {
+    fn new() -> Self {
+        Self { began: Instant::now(), last_ms: AtomicU64::new(0) }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    fn seen(&self) {
+        self.last_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+}
+
+/// Returns after [`SILENCE_MS_MAX`] without a message while sessions are open.
+async fn watch_silence(life: &SignsOfLife, routes: &Routes) -> u64 {
+    let mut tick = tokio::time::interval(Duration::from_millis(SILENCE_MS_MAX / 6));
+    let mut idle = true;
+    loop {
+        tick.tick().await;
+        if routes.sessions() == 0 {
+            idle = true;
+            continue;
+        }
+        if std::mem::replace(&mut idle, false) {
+            // The first session begins: its silence counts from here.
+            life.seen();
+        }
+        let silent_ms = life.now_ms().saturating_sub(life.last_ms.load(Ordering::Relaxed));
+        if silent_ms > SILENCE_MS_MAX {
+            return silent_ms;
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The worker's end of a channel: runs the sessions that one gateway opens.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use opengrid_engine::{EngineError, Event, GenerateRequest, Generation, SharedEngine};
+use opengrid_protocol::{
+    ModelRoot, NodeId, SessionId,
+    limits::{HEARTBEAT_MS, SESSIONS_PER_CHANNEL_MAX},
+    session::{Open, Refusal, ToGateway, ToWorker},
+};
+use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+/// What the sessions run on.
+pub trait Backend: Send + Sync {
+    /// The engine of a model.
+    ///
+    /// # Errors
+    /// Why no session of it is taken now.
+    fn engine(&self, model: ModelRoot) -> Result<SharedEngine, Refusal>;
+
+    /// Tokens that left for a client.
+    fn count_tokens(&self, tokens: usize);
+
+    /// A session began or ended.
+    fn load_changed(&self);
+}
+
+pub type SharedBackend = Arc<dyn Backend>;
+
+/// Serves one gateway until its messages end or nobody hears the answers. Cancels all its sessions then.
+pub async fn serve(
+    client: NodeId,
+    mut inbound: mpsc::Receiver<ToWorker>,
+    outbound: mpsc::Sender<ToGateway>,
+    backend: SharedBackend,
+) {
+    let mut running = JoinSet::new();
+    let mut cancels: HashMap<SessionId, CancellationToken> = HashMap::new();
+    let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            message = inbound.recv() => match message {
+                None => break,
+                Some(ToWorker::Cancel { session }) => {
+                    if let Some(cancel) = cancels.get(&session) {
+                        cancel.cancel();
+                    }
+                }
+                Some(ToWorker::Ping { nonce }) => {
+                    let _ = outbound.try_send(ToGateway::Pong { nonce, slots_busy: 0, queued: cancels.len() as u16 });
+                }
+                Some(ToWorker::Open(open)) => {
+                    let session = open.session;
+                    if let Err(why) = admit(&open, &cancels) {
+                        let _ = outbound.try_send(ToGateway::Refused { session, why });
+                        continue;
+                    }
+                    let cancel = CancellationToken::new();
+                    cancels.insert(session, cancel.clone());
+                    running.spawn(run_session(client, *open, outbound.clone(), backend.clone(), cancel));
+                }
+            },
+            Some(ended) = running.join_next() => {
+                if let Ok(session) = ended {
+                    cancels.remove(&session);
+                }
+            }
+            _ = heartbeat.tick(), if !cancels.is_empty() => {
+                // A full queue carries enough signs of life.
+                let _ = outbound.try_send(ToGateway::Heartbeat);
+            }
+            () = outbound.closed() => break,
+        }
+    }
+}
+
+fn admit(open: &Open, cancels: &HashMap<SessionId, CancellationToken>) -> Result<(), Refusal> {
+    open.check().map_err(|error| Refusal::Invalid(error.to_string()))?;
+    if cancels.contains_key(&open.session) {
+        return Err(Refusal::Invalid("this session id is in use".into()));
+    }
+    if cancels.len() >= SESSIONS_PER_CHANNEL_MAX {
+        return Err(Refusal::Busy);
+    }
+    Ok(())
+}
+
+async fn run_session(
+    client: NodeId,
+    open: Open,
+    outbound: mpsc::Sender<ToGateway>,
+    backend: SharedBackend,
+    cancel: CancellationToken,
+) -> SessionId {
+    let session = open.session;
+    backend.load_changed();
+    let work = async {
+        let answered = open.tokens.len() as u32 - open.prompt_tokens;
+        match start(client, open, &backend).await {
+            Err(why) => drop(outbound.send(ToGateway::Refused { session, why }).await),
+            Ok(generation) => forward(session, answered, generation, &outbound, &backend).await,
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = cancel.cancelled() => {}
+    }
+    backend.load_changed();
+    session
+}
+
+async fn start(client: NodeId, open: Open, backend: &SharedBackend) -> Result<Generation, Refusal> {
+    let engine = backend.engine(open.model)?;
+    let request = GenerateRequest {
+        client: client.0,
+        tokens: open.tokens,
+        prompt_tokens: open.prompt_tokens,
+        completion_tokens_max: open.completion_tokens_max,
+        stop_tokens: open.stop_tokens,
+        sampling: open.sampling,
+        top_logprobs: open.top_logprobs,
+    };
+    engine.generate(request).await.map_err(refusal)
+}
+
+async fn forward(
+    session: SessionId,
+    mut next: u32,
+    mut generation: Generation,
+    outbound: &mpsc::Sender<ToGateway>,
+    backend: &SharedBackend,
+) {
+    if outbound.send(ToGateway::Accepted { session, queued: 0 }).await.is_err() {
+        return;
+    }
+    loop {
+        let message = match generation.events.recv().await {
+            Some(Event::Queued(queued)) => ToGateway::Accepted { session, queued },
+            Some(Event::Tokens(tokens)) => {
+                let from = next;
+                next += tokens.len() as u32;
+                backend.count_tokens(tokens.len());
+                ToGateway::Tokens { session, from, tokens }
+            }
+            Some(Event::Finished(finish, usage)) => ToGateway::Finished { session, finish, usage },
+            Some(Event::Failed(error)) => ToGateway::Refused { session, why: refusal(error) },
+            None => ToGateway::Refused { session, why: Refusal::EngineFailed },
+        };
+        let is_last = matches!(message, ToGateway::Finished { .. } | ToGateway::Refused { .. });
+        if outbound.send(message).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+fn refusal(error: EngineError) -> Refusal {
+    match error {
+        EngineError::Busy => Refusal::Busy,
+        EngineError::ContextTooSmall { context_tokens, .. } => Refusal::ContextTooSmall { context_tokens },
+        EngineError::Invalid(why) => Refusal::Invalid(why),
+        EngineError::ShuttingDown => Refusal::Draining,
+        _ => Refusal::EngineFailed,
+    }
+}

@@ -1,0 +1,303 @@
+//! Building a node, in order, and the tasks that it lives by.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
+};
+
+use opengrid_models::{Catalogue, Fetcher, Store};
+use opengrid_network::{IncomingStreams, Network, NetworkEvent, PeerAddress, PeerStream};
+use opengrid_privacy::sealing::KeyRing;
+use opengrid_protocol::NodeId;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    beacons::{self, BEACONS_PROTOCOL, Beacons},
+    clock,
+    config::{NodeConfig, Role},
+    content::{CONTENT_PROTOCOL, ContentServer, GridContent},
+    discovery, identity,
+    identity::HomeError,
+    invites, loading,
+    metrics::Metrics,
+    node::Node,
+    placement::Placement,
+    runtime::Runtime,
+    serving::Serving,
+    session::{
+        Fault, FaultSink, KEY_PROTOCOL, SESSION_PROTOCOL,
+        links::Links,
+        sealed::{self, ChannelEnd},
+        wire::write_frame,
+    },
+    skew::Skew,
+    texts::Texts,
+};
+
+/// Streams of one protocol handled at once; more wait in the network's bounded queue.
+const STREAMS_AT_ONCE: usize = 256;
+/// Fault reports that wait; more are dropped (the peer is punished by the first).
+const FAULTS_MAX: usize = 256;
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error("the catalogue: {0}")]
+    Catalogue(String),
+    #[error("the model store: {0}")]
+    Store(String),
+    #[error("the model `{0}` is not in the catalogue: see `opengrid ls`, or add it with `opengrid pull FILE.gguf`")]
+    UnknownModel(String),
+    #[error("--join: {0}")]
+    Invite(String),
+    #[error(transparent)]
+    Network(#[from] opengrid_network::StartError),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl Node {
+    /// Starts everything; models load in the background (see [`Serving`]).
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running then.
+    pub async fn start(config: NodeConfig) -> Result<Arc<Self>, StartError> {
+        let lock = identity::lock_home(&config.home)?;
+        let secret = identity::load_or_create_key(&config.home)?;
+        let catalogue = Catalogue::load(&config.catalogue_dir)
+            .map_err(|error| StartError::Catalogue(error.to_string()))?;
+        let serve = loading::resolve(&config.serve, &catalogue)?;
+        let store = Store::open(&config.models_dir).map_err(|error| StartError::Store(error.to_string()))?;
+        let (network, network_events) = Network::start(network_config(&config, secret)?).await?;
+
+        let tasks = TaskTracker::new();
+        let cancel = CancellationToken::new();
+        let metrics = Metrics::default();
+        let (faults, fault_reports) = fault_sink();
+        let serving = Arc::new(Serving::default());
+        let links = Links::new(network.clone(), serving.clone(), faults.clone(), tasks.clone(), cancel.clone());
+        let placement = Arc::new(Placement::new(network.clone(), links, faults.clone()));
+        let skew = Arc::new(Skew::default());
+        let beacons = Arc::new(Beacons {
+            network: network.clone(),
+            secret,
+            serving: serving.clone(),
+            placement: placement.clone(),
+            faults: faults.clone(),
+            skew: skew.clone(),
+        });
+        let content = Arc::new(GridContent { network: network.clone(), placement: placement.clone(), faults: faults.clone() });
+        let role = match config.role {
+            Role::Worker => "worker",
+            Role::Auto | Role::Edge => "edge",
+        };
+        let node = Arc::new(Self {
+            fetcher: Fetcher::new(store.clone()),
+            network,
+            catalogue,
+            store,
+            content,
+            serving,
+            placement,
+            beacons,
+            skew,
+            texts: Texts::default(),
+            metrics,
+            token: hex::encode(rand::random::<[u8; 32]>()),
+            role: watch::Sender::new(role.to_owned()),
+            started: Instant::now(),
+            answers: Arc::new(AtomicU64::new(0)),
+            tasks,
+            cancel,
+            shutdown_requested: CancellationToken::new(),
+            lock: Mutex::new(Some(lock)),
+            config,
+        });
+        node.write_runtime()?;
+        node.spawn_tasks(secret, network_events, fault_reports, faults).await?;
+        loading::spawn(&node, serve);
+        Ok(node)
+    }
+
+    fn write_runtime(&self) -> Result<(), StartError> {
+        let runtime = Runtime {
+            pid: std::process::id(),
+            api: format!("http://{}", self.config.api),
+            token: self.token.clone(),
+            peer_id: self.local().to_string(),
+            invite: self.invite(),
+            started_unix_ms: clock::now_ms(),
+        };
+        runtime.write(&self.config.home).map_err(|source| StartError::Io { path: self.config.home.clone(), source })
+    }
+
+    async fn spawn_tasks(
+        self: &Arc<Self>,
+        secret: [u8; 32],
+        network_events: mpsc::Receiver<NetworkEvent>,
+        fault_reports: mpsc::Receiver<(NodeId, Fault)>,
+        faults: FaultSink,
+    ) -> Result<(), StartError> {
+        let keys = Arc::new(Mutex::new(KeyRing::new(secret, clock::now_ms())));
+        let content = Arc::new(ContentServer::new(self.store.clone(), faults.clone()));
+        for entry in self.catalogue.models() {
+            self.network.subscribe(entry.root()).await;
+        }
+        self.serve_streams(KEY_PROTOCOL, {
+            let keys = keys.clone();
+            move |_, stream| send_key(keys.clone(), stream)
+        })?;
+        self.serve_streams(SESSION_PROTOCOL, {
+            let serving = self.serving.clone();
+            move |gateway, stream| serve_session(gateway, stream, keys.clone(), serving.clone(), faults.clone())
+        })?;
+        self.serve_streams(BEACONS_PROTOCOL, {
+            let beacons = self.beacons.clone();
+            move |_, stream| {
+                let beacons = beacons.clone();
+                async move { beacons.answer(stream).await }
+            }
+        })?;
+        self.serve_streams(CONTENT_PROTOCOL, move |peer, stream| {
+            let content = content.clone();
+            async move { content.answer(peer, stream).await }
+        })?;
+        self.spawn(|node| follow_network(node, network_events));
+        self.spawn(|node| punish(node, fault_reports));
+        self.spawn(|node| async move { node.beacons.publish_until(node.cancel.clone()).await });
+        self.spawn(discovery::run);
+        Ok(())
+    }
+
+    /// Runs a task that owns the node's handle; it ends by the node's cancellation.
+    pub(crate) fn spawn<F, T>(self: &Arc<Self>, task: T)
+    where
+        T: FnOnce(Arc<Self>) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(task(self.clone()));
+    }
+
+    fn serve_streams<F, T>(self: &Arc<Self>, protocol: &'static str, handle: T) -> Result<(), StartError>
+    where
+        T: Fn(NodeId, PeerStream) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let incoming = self.network.accept(protocol)?;
+        let (tasks, cancel) = (self.tasks.clone(), self.cancel.clone());
+        self.tasks.spawn(accept_all(incoming, handle, tasks, cancel));
+        Ok(())
+    }
+}
+
+async fn accept_all<F, T>(mut incoming: IncomingStreams, handle: T, tasks: TaskTracker, cancel: CancellationToken)
+where
+    T: Fn(NodeId, PeerStream) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(STREAMS_AT_ONCE));
+    loop {
+        let next = async {
+            let permit = permits.clone().acquire_owned().await.ok()?;
+            let (peer, stream) = incoming.next().await?;
+            Some((permit, peer, stream))
+        };
+        let Some(Some((permit, peer, stream))) = cancel.run_until_cancelled(next).await else {
+            return;
+        };
+        let work = handle(peer, stream);
+        let cancel = cancel.clone();
+        tasks.spawn(async move {
+            let _permit = permit;
+            cancel.run_until_cancelled(work).await
+        });
+    }
+}
+
+fn network_config(config: &NodeConfig, secret: [u8; 32]) -> Result<opengrid_network::NetworkConfig, StartError> {
+    let settings = &config.network;
+    let mut bootstrap: Vec<PeerAddress> = Vec::new();
+    for invite in &settings.join {
+        bootstrap.extend(invites::addresses_of(invite, settings.grid_key.is_some()).map_err(StartError::Invite)?);
+    }
+    Ok(opengrid_network::NetworkConfig {
+        p2p_port: settings.p2p_port,
+        bootstrap,
+        mdns: settings.mdns,
+        upnp: settings.upnp,
+        relay_server: settings.relay_server,
+        grid_key: settings.grid_key,
+        peer_cache: Some(config.home.join("peers.json")),
+        agent: format!("opengrid/{}", env!("CARGO_PKG_VERSION")),
+        gossip_validator: Arc::new(|gossip| beacons::judge(gossip.topic, &gossip.bytes)),
+        ..opengrid_network::NetworkConfig::new(secret)
+    })
+}
+
+fn fault_sink() -> (FaultSink, mpsc::Receiver<(NodeId, Fault)>) {
+    let (sender, reports) = mpsc::channel(FAULTS_MAX);
+    let sink: FaultSink = Arc::new(move |node, fault| drop(sender.try_send((node, fault))));
+    (sink, reports)
+}
+
+/// Disconnects, refuses for a while and counts whoever misbehaved.
+async fn punish(node: Arc<Node>, mut reports: mpsc::Receiver<(NodeId, Fault)>) {
+    while let Some(Some((peer, fault))) = node.cancel.run_until_cancelled(reports.recv()).await {
+        node.metrics.count_fault(fault);
+        if peer == node.local() {
+            continue;
+        }
+        tracing::warn!(peer = %peer.short(), %fault, "peer dropped");
+        node.placement.node_left(peer);
+        node.network.punish(peer, &fault.to_string()).await;
+    }
+}
+
+async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent>) {
+    while let Some(Some(event)) = node.cancel.run_until_cancelled(events.recv()).await {
+        match event {
+            NetworkEvent::Connected(peer) | NetworkEvent::Upgraded(peer) => {
+                node.spawn(|node| async move {
+                    node.cancel.run_until_cancelled(node.beacons.ask(peer)).await;
+                });
+            }
+            NetworkEvent::Disconnected(peer) => {
+                node.placement.node_left(peer);
+                node.skew.forget(peer);
+            }
+            NetworkEvent::Gossip { topic, bytes, .. } => node.beacons.heard(topic, &bytes),
+            _ => {}
+        }
+    }
+}
+
+async fn send_key(keys: Arc<Mutex<KeyRing>>, mut stream: PeerStream) {
+    let key = keys.lock().current(clock::now_ms()).to_bytes();
+    let send = async {
+        write_frame(&mut stream, &key).await.ok()?;
+        tokio::io::AsyncWriteExt::shutdown(&mut stream).await.ok()
+    };
+    // A gateway that hangs up asks again.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), send).await;
+}
+
+async fn serve_session(
+    gateway: NodeId,
+    stream: PeerStream,
+    keys: Arc<Mutex<KeyRing>>,
+    serving: Arc<Serving>,
+    faults: FaultSink,
+) {
+    let end = sealed::accept(stream, gateway, keys, serving, clock::now_ms).await;
+    tracing::debug!(gateway = %gateway.short(), %end, "session channel ended");
+    if let ChannelEnd::Fault(fault) = end {
+        faults(gateway, fault);
+    }
+}

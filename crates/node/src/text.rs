@@ -1,0 +1,74 @@
+//! The text side of models for this node's gateway: a tokenizer process per model in use, and the template.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use opengrid_engine::Vocabulary;
+use opengrid_protocol::session::Token;
+
+use crate::handle::{GridError, TextModel};
+
+/// What a vocabulary file says besides the vocabulary.
+#[derive(Debug)]
+pub struct Headers {
+    pub chat_template: Option<String>,
+    pub trained_context: u32,
+}
+
+pub struct NodeText {
+    vocabulary: Vocabulary,
+    headers: Headers,
+}
+
+impl NodeText {
+    /// # Errors
+    /// [`GridError::Internal`] when the tokenizer process does not come up.
+    pub async fn start(program: PathBuf, vocabulary_file: PathBuf, headers: Headers) -> Result<Self, GridError> {
+        let vocabulary = Vocabulary::start(program, vocabulary_file)
+            .await
+            .map_err(|error| GridError::Internal(format!("the tokenizer does not start: {error}")))?;
+        Ok(Self { vocabulary, headers })
+    }
+}
+
+#[async_trait]
+impl TextModel for NodeText {
+    async fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, GridError> {
+        self.vocabulary
+            .tokenize(text, add_special, parse_special)
+            .await
+            .map_err(|error| GridError::Internal(format!("tokenizer: {error}")))
+    }
+
+    fn piece(&self, token: Token) -> &[u8] {
+        self.vocabulary.piece(token)
+    }
+
+    fn vocabulary_size(&self) -> u32 {
+        self.vocabulary.info().size
+    }
+
+    fn end_tokens(&self) -> &[Token] {
+        &self.vocabulary.info().end_tokens
+    }
+
+    fn chat_template(&self) -> Option<&str> {
+        self.headers.chat_template.as_deref()
+    }
+
+    fn bos_text(&self) -> &str {
+        &self.vocabulary.info().bos_text
+    }
+
+    fn eos_text(&self) -> &str {
+        &self.vocabulary.info().eos_text
+    }
+
+    fn adds_bos(&self) -> bool {
+        self.vocabulary.info().adds_bos
+    }
+
+    fn trained_context(&self) -> u32 {
+        self.headers.trained_context
+    }
+}

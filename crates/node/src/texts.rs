@@ -1,0 +1,85 @@
+//! The text sides in use: at most a handful of tokenizer processes, started on first use.
+
+use std::{collections::HashMap, sync::Arc};
+
+use opengrid_models::{
+    ModelEntry,
+    catalogue::TemplateSource,
+    gguf::file::{GgufFileError, read_info},
+    store::StoreError,
+};
+use opengrid_protocol::ModelRoot;
+use tokio::sync::Mutex;
+
+use crate::{
+    handle::GridError,
+    node::Node,
+    text::{Headers, NodeText},
+};
+
+/// Tokenizer processes at once; the least recently started goes first.
+const TEXTS_MAX: usize = 8;
+
+type Cell = Arc<Mutex<Option<Arc<NodeText>>>>;
+
+#[derive(Default)]
+pub struct Texts {
+    cells: parking_lot::Mutex<(HashMap<ModelRoot, Cell>, Vec<ModelRoot>)>,
+}
+
+impl Texts {
+    pub async fn get(&self, node: &Node, entry: &ModelEntry) -> Result<Arc<NodeText>, GridError> {
+        let cell = self.cell(entry.root());
+        let mut cell = cell.lock().await;
+        if let Some(text) = cell.as_ref() {
+            return Ok(text.clone());
+        }
+        let text = Arc::new(start(node, entry).await?);
+        *cell = Some(text.clone());
+        Ok(text)
+    }
+
+    fn cell(&self, root: ModelRoot) -> Cell {
+        let mut cells = self.cells.lock();
+        let (map, order) = &mut *cells;
+        if !map.contains_key(&root) {
+            if order.len() >= TEXTS_MAX {
+                map.remove(&order.remove(0));
+            }
+            order.push(root);
+        }
+        map.entry(root).or_default().clone()
+    }
+
+    /// Ends the processes (those in use end with their last request).
+    pub async fn shutdown(&self) {
+        self.cells.lock().0.clear();
+    }
+}
+
+async fn start(node: &Node, entry: &ModelEntry) -> Result<NodeText, GridError> {
+    let internal = |error: &dyn std::fmt::Display| GridError::Internal(error.to_string());
+    let path = match node.store.vocabulary_path(entry.root()) {
+        Ok(path) => path,
+        Err(StoreError::NotHere { .. }) => node.fetcher.fetch_vocabulary(entry, node.content.as_ref()).await.map_err(|error| {
+            tracing::warn!(model = entry.id, %error, "no vocabulary");
+            GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 }
+        })?,
+        Err(error) => return Err(internal(&error)),
+    };
+    let file = path.clone();
+    let mut headers = tokio::task::spawn_blocking(move || read_headers(&file))
+        .await
+        .map_err(|error| internal(&error))?
+        .map_err(|error| internal(&error))?;
+    if let TemplateSource::Inline(template) = &entry.template {
+        headers.chat_template = Some(template.clone());
+    }
+    NodeText::start(node.config.program.clone(), path, headers).await
+}
+
+fn read_headers(path: &std::path::Path) -> Result<Headers, GgufFileError> {
+    let info = read_info(path)?;
+    let trained_context = u32::try_from(info.context_length).unwrap_or(u32::MAX);
+    Ok(Headers { chat_template: info.chat_template, trained_context })
+}

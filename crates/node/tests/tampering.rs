@@ -1,0 +1,218 @@
+//! A worker that cheats on the wire is caught by the gateway every time, and the answer is right all the same.
+//!
+//! The cheat is a real network node built from the same parts, with a hand on the frames.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Library, TestNode, VOCABULARY, collect, eventually, job, metric, workers};
+use opengrid_network::{Network, NetworkConfig, PeerAddress, PeerStream, Verdict};
+use opengrid_node::{
+    clock, invites,
+    session::{
+        KEY_PROTOCOL, SESSION_PROTOCOL,
+        wire::{read_frame, write_frame},
+    },
+};
+use opengrid_privacy::sealing::{KeyRing, Sealer};
+use opengrid_protocol::{
+    ModelRoot, NodeId, SessionId, Signed,
+    beacon::{Beacon, Class},
+    codec,
+    limits::FRAME_BYTES_MAX,
+    session::{Finish, ToGateway, ToWorker, TokenOut, Usage},
+};
+use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cheat {
+    FlipBit,
+    ReplayFrame,
+    FrameOfAnotherSession,
+    Oversized,
+    Malformed,
+    ForeignSessionId,
+    SkippedIndex,
+    TooMany,
+    TokenOutOfRange,
+    EarlyEnd,
+}
+
+const CHEATS: [(Cheat, &str); 10] = [
+    (Cheat::FlipBit, "BadSeal"),
+    (Cheat::ReplayFrame, "BadSeal"),
+    (Cheat::FrameOfAnotherSession, "BadSeal"),
+    (Cheat::Oversized, "Oversized"),
+    (Cheat::Malformed, "Malformed"),
+    (Cheat::ForeignSessionId, "ForeignSession"),
+    (Cheat::SkippedIndex, "WrongTokens"),
+    (Cheat::TooMany, "WrongTokens"),
+    (Cheat::TokenOutOfRange, "WrongTokens"),
+    (Cheat::EarlyEnd, "WrongTokens"),
+];
+
+/// A worker that claims to be very fast, answers five tokens and then cheats.
+struct Crook {
+    network: Network,
+    _events: tokio::sync::mpsc::Receiver<opengrid_network::NetworkEvent>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Crook {
+    async fn start(gateway_invite: &str, model: ModelRoot, cheat: Cheat) -> Self {
+        let secret: [u8; 32] = rand::random();
+        let mut config = NetworkConfig::new(secret);
+        config.p2p_port = 0;
+        config.mdns = false;
+        config.upnp = false;
+        config.gossip_validator = Arc::new(|_| Verdict::Accept);
+        let (network, events) = Network::start(config).await.unwrap();
+        let keys = Arc::new(Mutex::new(KeyRing::new(secret, clock::now_ms())));
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut key_streams = network.accept(KEY_PROTOCOL).unwrap();
+        let ring = keys.clone();
+        tasks.spawn(async move {
+            while let Some((_, mut stream)) = key_streams.next().await {
+                let key = ring.lock().current(clock::now_ms()).to_bytes();
+                write_frame(&mut stream, &key).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        });
+        let mut session_streams = network.accept(SESSION_PROTOCOL).unwrap();
+        tasks.spawn(async move {
+            while let Some((gateway, stream)) = session_streams.next().await {
+                tokio::spawn(cheat_one(gateway, stream, keys.clone(), cheat));
+            }
+        });
+        network.subscribe(model).await;
+        let addresses: Vec<PeerAddress> = invites::addresses_of(gateway_invite, false).unwrap();
+        network.dial(addresses).await.unwrap();
+        let announcer = network.clone();
+        tasks.spawn(async move {
+            loop {
+                let _ = announcer.publish(model, Signed::seal(&boast(model), &secret).to_bytes()).await;
+                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            }
+        });
+        Self { network, _events: events, tasks }
+    }
+}
+
+fn boast(model: ModelRoot) -> Beacon {
+    let now_ms = clock::now_ms();
+    Beacon {
+        model,
+        model_id: common::MODEL.into(),
+        class: Class::Approximate,
+        sequence: now_ms,
+        issued_ms: now_ms,
+        life_ms: 8_000,
+        context_tokens: 100_000,
+        slots: 1_000,
+        slots_busy: 0,
+        queued: 0,
+        decode_millitokens_per_s: u32::MAX,
+        prefill_millitokens_per_s: u32::MAX,
+        draining: false,
+    }
+}
+
+async fn cheat_one(gateway: NodeId, mut stream: PeerStream, keys: Arc<Mutex<KeyRing>>, cheat: Cheat) -> Option<()> {
+    let hello = read_frame(&mut stream, FRAME_BYTES_MAX).await.ok()??;
+    let channel = keys.lock().accept(&hello, gateway, clock::now_ms()).ok()?;
+    let (mut sealer, mut opener) = channel.into_split();
+    let frame = read_frame(&mut stream, FRAME_BYTES_MAX).await.ok()??;
+    let ToWorker::Open(open) = codec::decode(&opener.open(&frame).ok()?, FRAME_BYTES_MAX).ok()? else { return None };
+    let session = open.session;
+    send(&mut stream, &mut sealer, &ToGateway::Accepted { session, queued: 0 }).await?;
+    let mut last = Vec::new();
+    for from in 0..5 {
+        last = sealed(&mut sealer, &tokens(session, from, &[3]));
+        write_frame(&mut stream, &last).await.ok()?;
+    }
+    match cheat {
+        Cheat::FlipBit => {
+            let mut frame = sealed(&mut sealer, &tokens(session, 5, &[3]));
+            let middle = frame.len() / 2;
+            frame[middle] ^= 1;
+            write_frame(&mut stream, &frame).await.ok()?;
+        }
+        Cheat::ReplayFrame => write_frame(&mut stream, &last).await.ok()?,
+        Cheat::FrameOfAnotherSession => {
+            // A frame that was sealed, honestly, on another channel between other parties.
+            let mut other = KeyRing::new([9; 32], clock::now_ms());
+            let key = other.current(clock::now_ms()).open(clock::now_ms()).unwrap();
+            let worker = NodeId([8; 32]);
+            let (_client, hello) = opengrid_privacy::sealing::ClientChannel::open(worker, &key, gateway).ok()?;
+            let frame = match other.accept(&hello, gateway, clock::now_ms()) {
+                Ok(channel) => sealed(&mut channel.into_split().0, &tokens(session, 5, &[3])),
+                // Bound to the worker's id: even the hello does not pass. Any foreign bytes do for the test.
+                Err(_) => vec![0x5a; 128],
+            };
+            write_frame(&mut stream, &frame).await.ok()?;
+        }
+        Cheat::Oversized => stream.write_all(&[0xff; 64]).await.ok()?,
+        Cheat::Malformed => {
+            let frame = sealer.seal(&[0xff; 40]).ok()?;
+            write_frame(&mut stream, &frame).await.ok()?;
+        }
+        Cheat::ForeignSessionId => {
+            send(&mut stream, &mut sealer, &tokens(SessionId(session.0 ^ 0xdead), 5, &[3])).await?;
+        }
+        Cheat::SkippedIndex => send(&mut stream, &mut sealer, &tokens(session, 6, &[3])).await?,
+        Cheat::TooMany => send(&mut stream, &mut sealer, &tokens(session, 5, &[3; 10_000])).await?,
+        Cheat::TokenOutOfRange => send(&mut stream, &mut sealer, &tokens(session, 5, &[VOCABULARY])).await?,
+        Cheat::EarlyEnd => {
+            let usage = Usage::default();
+            send(&mut stream, &mut sealer, &ToGateway::Finished { session, finish: Finish::Length, usage }).await?;
+        }
+    }
+    stream.flush().await.ok()?;
+    // Stays connected: only the gateway ends this.
+    while let Ok(Some(_)) = read_frame(&mut stream, FRAME_BYTES_MAX).await {}
+    Some(())
+}
+
+fn tokens(session: SessionId, from: u32, ids: &[u32]) -> ToGateway {
+    let out = |&token: &u32| TokenOut { token, logprob: None, top: vec![] };
+    ToGateway::Tokens { session, from, tokens: ids.iter().map(out).collect() }
+}
+
+fn sealed(sealer: &mut Sealer, message: &ToGateway) -> Vec<u8> {
+    sealer.seal(&codec::encode(message)).unwrap()
+}
+
+async fn send(stream: &mut PeerStream, sealer: &mut Sealer, message: &ToGateway) -> Option<()> {
+    write_frame(stream, &sealed(sealer, message)).await.ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_cheat_is_caught_and_the_answer_completes_elsewhere() {
+    for (cheat, fault) in CHEATS {
+        let library = Library::new();
+        let gateway = TestNode::gateway(&library).await;
+        let mut crook = Crook::start(&gateway.node.invite(), library.root(), cheat).await;
+        workers(&gateway.node, 1).await;
+        let answer = gateway.node.generate(job(40)).await.unwrap();
+        assert_eq!(answer.worker, crook.network.local(), "{cheat:?}");
+        let honest = TestNode::worker(&library, vec![gateway.node.invite()]).await;
+        let (tokens, moves) = collect(answer).await;
+        assert_eq!((tokens.len(), moves), (40, 1), "{cheat:?}");
+        assert!(honest.node.status().tokens_generated >= 35, "{cheat:?}");
+        let name = format!("opengrid_node_peer_faults_total{{fault=\"{fault}\"}}");
+        assert_eq!(metric(&gateway.node, &name), 1, "{cheat:?}: {}", gateway.node.metrics());
+        let crook_id = crook.network.local();
+        eventually("the crook is off the lists", || {
+            use opengrid_node::handle::GridHandle;
+            !gateway.node.peers()[..].iter().any(|peer| peer.peer_id.0 == crook_id && peer.connected)
+        })
+        .await;
+        crook.tasks.shutdown().await;
+        crook.network.shutdown().await;
+        honest.node.shutdown().await;
+        gateway.node.shutdown().await;
+    }
+}
