@@ -1,1 +1,17 @@
-//! The HTTP face of a node: OpenAI API, native API and web page
+//! The HTTP face of a node: the OpenAI API under `/v1`, the native API under `/grid/v1`, `/health`, `/metrics` and
+//! the web page.
+//!
+//! Start at [`serve`]. A request passes `security` (who may ask at all), then a handler of `openai_api` or
+//! `native_api`; `text` turns messages into tokens and tokens into text. The gateway sees the node only through
+//! [`GridHandle`](opengrid_node::handle::GridHandle), and keeps no state between requests but compiled templates.
+
+mod body;
+mod metrics;
+mod native_api;
+mod openai_api;
+mod security;
+mod server;
+mod text;
+mod web;
+
+pub use server::{GatewayConfig, ServeError, serve};

@@ -1,0 +1,168 @@
+//! OpenAI's error shape, for every answer that is no success.
+
+use std::borrow::Cow;
+
+use axum::{
+    Json,
+    http::{HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use opengrid_node::handle::GridError;
+use serde::Serialize;
+
+use crate::text::template::TemplateError;
+
+const MESSAGE_CHARS_MAX: usize = 600;
+
+/// `{"error":{"message","type","param","code"}}` with its status.
+#[derive(Debug)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+    /// The field at fault, e.g. `messages[0].content`.
+    pub param: Option<Cow<'static, str>>,
+    pub code: &'static str,
+    retry_after_s: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Shape<'a> {
+    error: Fields<'a>,
+}
+
+#[derive(Serialize)]
+struct Fields<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'a str>,
+    code: &'static str,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+            message.truncate(end);
+            message.push('…');
+        }
+        Self { status, message, param: None, code, retry_after_s: None }
+    }
+
+    pub fn with_param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// 400: the value of `param` cannot be used.
+    pub fn invalid_value(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_value", message).with_param(param)
+    }
+
+    /// 400: what `param` asks for does not exist here.
+    pub fn unsupported(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "unsupported_value", message).with_param(param)
+    }
+
+    pub fn unknown_path(path: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("unknown path {path}"))
+    }
+
+    pub fn method_not_allowed(method: &Method, path: &str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", format!("{method} is not allowed on {path}"))
+    }
+
+    pub fn model_not_found(model: &str) -> Self {
+        let shown: String = model.chars().take(128).collect();
+        let message = format!("the model `{shown}` does not exist; GET /v1/models lists what can be answered now");
+        Self::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
+    }
+
+    /// 503: nobody serves the model.
+    pub fn no_capacity(model: &str, retry_after_s: u32) -> Self {
+        let message = format!("no node serves `{model}` right now; retry in {retry_after_s} s");
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_capacity", message).with_param("model");
+        Self { retry_after_s: Some(retry_after_s.max(1)), ..error }
+    }
+
+    /// 503: this gateway has too much to do.
+    pub fn overloaded(message: &str) -> Self {
+        Self { retry_after_s: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message) }
+    }
+
+    /// 400 with both numbers. `completion` is `None` where the request does not bound the answer.
+    pub fn context_length(limit: u32, prompt: u32, completion: Option<u32>, param: &'static str) -> Self {
+        let message = match completion {
+            Some(completion) => format!(
+                "this model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in \
+                 the {param}, {completion} in the completion). Please reduce the length of the {param} or completion.",
+                u64::from(prompt) + u64::from(completion),
+            ),
+            None => format!(
+                "this model's maximum context length is {limit} tokens. However, your {param} resulted in {prompt} \
+                 tokens, and at least 1 more is needed for the answer. Please reduce the length of the {param}.",
+            ),
+        };
+        Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).with_param(param)
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            503 => "service_unavailable_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The JSON object, also sent in the middle of a stream.
+    pub fn to_json(&self) -> impl Serialize + '_ {
+        Shape {
+            error: Fields {
+                message: &self.message,
+                r#type: self.kind(),
+                param: self.param.as_deref(),
+                code: self.code,
+            },
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.to_json())).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<GridError> for ApiError {
+    fn from(error: GridError) -> Self {
+        match error {
+            GridError::UnknownModel(model) => Self::model_not_found(&model),
+            GridError::NoWorker { model, retry_after_s } => Self::no_capacity(&model, retry_after_s),
+            GridError::ContextOverflow { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", error.to_string())
+            }
+            GridError::Invalid(_) => Self::new(StatusCode::BAD_REQUEST, "invalid_value", error.to_string()),
+            GridError::Internal(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", error.to_string()),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", error.to_string()),
+        }
+    }
+}
+
+impl From<TemplateError> for ApiError {
+    fn from(error: TemplateError) -> Self {
+        let (status, code) = match error {
+            TemplateError::Refused(_) => (StatusCode::BAD_REQUEST, "invalid_value"),
+            TemplateError::TooLarge => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
+            TemplateError::Broken(_) => (StatusCode::BAD_REQUEST, "broken_chat_template"),
+        };
+        Self::new(status, code, error.to_string()).with_param("messages")
+    }
+}

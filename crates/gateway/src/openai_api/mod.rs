@@ -1,0 +1,19 @@
+//! OpenAI's API (<https://platform.openai.com/docs/api-reference>), so that clients work unchanged.
+//!
+//! A generation goes through `types` (the request as it came), `options` (checked), `prepare` (prompts of tokens, placed
+//! on the grid), `generation` (its running choices) and `stream` or `collect` (its answer).
+
+pub mod chat;
+mod collect;
+pub mod completions;
+pub mod errors;
+mod generation;
+mod logprobs;
+pub mod models;
+mod options;
+mod prepare;
+mod shapes;
+mod sampling;
+pub mod sse;
+mod stream;
+mod types;

@@ -1,0 +1,55 @@
+//! `GET /v1/models` and `/v1/models/{id}`: what can be answered now.
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+};
+use opengrid_node::handle::ModelRow;
+use serde::Serialize;
+
+use super::{errors::ApiError, prepare::find_model};
+use crate::server::SharedGateway;
+
+#[derive(Serialize)]
+pub struct ModelList {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+#[derive(Serialize)]
+pub struct Model {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// vLLM's name for the context in tokens.
+    max_model_len: u32,
+    /// The hash of the weights.
+    root: String,
+}
+
+impl From<ModelRow> for Model {
+    fn from(row: ModelRow) -> Self {
+        Self {
+            root: row.root.to_string(),
+            id: row.id,
+            object: "model",
+            created: row.created,
+            owned_by: "opengrid",
+            max_model_len: row.context_tokens,
+        }
+    }
+}
+
+pub async fn list(State(gateway): State<SharedGateway>) -> Json<ModelList> {
+    let served = gateway.grid.models().into_iter().filter(|row| row.workers > 0);
+    Json(ModelList { object: "list", data: served.map(Model::from).collect() })
+}
+
+pub async fn retrieve(
+    State(gateway): State<SharedGateway>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    let Path(id) = id.map_err(|_| ApiError::model_not_found("?"))?;
+    find_model(&gateway, &id).map(|row| Json(row.into()))
+}

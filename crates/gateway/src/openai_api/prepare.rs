@@ -1,0 +1,277 @@
+//! From a checked request to running sessions: prompts to tokens, tokens to the grid.
+
+use std::time::Instant;
+
+use futures::future::try_join_all;
+use opengrid_node::handle::{Answer, GridError, Job, ModelRow, TextModel};
+use opengrid_protocol::{limits::PROMPT_TOKENS_MAX, session::Token};
+
+use super::{
+    errors::ApiError,
+    generation::Generation,
+    options::{Api, Options},
+    sampling::sampling,
+    types::{Bounded, ContentIn, GenerationRequest, MessageIn, Part, PromptIn, PromptItem},
+};
+use crate::{
+    server::Gateway,
+    text::template::{Message, TemplateError},
+};
+
+/// Seconds after which a client may ask again for a model that nobody serves: beacons of a new worker take that long.
+const RETRY_AFTER_S: u32 = 5;
+
+/// A prompt in tokens and, for `echo`, in text.
+struct Prompt {
+    tokens: Vec<Token>,
+    echo: Option<String>,
+}
+
+/// What is constant in all chunks of an answer.
+pub struct Envelope {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+    /// Names the exact weights.
+    pub fingerprint: String,
+}
+
+/// Places all choices of `request` on the grid and returns when workers have accepted them.
+///
+/// # Errors
+/// 404, 503 and every 400 of a request that fits its types.
+pub async fn place(
+    gateway: &Gateway,
+    mut request: GenerationRequest,
+    api: Api,
+    came: Instant,
+) -> Result<(Options, Generation), ApiError> {
+    let options = Options::check(api, &mut request, gateway.config.choices_max)?;
+    let row = find_model(gateway, &request.model)?;
+    let place = gateway
+        .requests
+        .clone()
+        .try_acquire_owned()
+        .map_err(|_| ApiError::overloaded("this gateway answers as many requests as it can; retry in 1 s"))?;
+    let followed = gateway.metrics.follow(&row.id, came);
+    let text = gateway.grid.text(&row.id).await?;
+    let sampling = sampling(&request, text.vocabulary_size())?;
+    let prompts = match api {
+        Api::Chat => vec![chat_prompt(gateway, request.messages, text.as_ref()).await?],
+        Api::Text => text_prompts(request.prompt, &options, gateway.config.choices_max, text.as_ref()).await?,
+    };
+    check_lengths(&prompts, &options, text.trained_context().max(row.context_tokens))?;
+    let prompt_tokens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
+    let stop_tokens = if options.ignore_eos { Vec::new() } else { text.end_tokens().to_vec() };
+    let mut echoes = Vec::new();
+    let mut jobs = Vec::new();
+    for prompt in prompts {
+        for choice in 0..options.n {
+            let mut sampling = sampling.clone();
+            sampling.choice = choice;
+            echoes.push(prompt.echo.clone());
+            jobs.push(Job {
+                model: row.id.clone(),
+                prompt: prompt.tokens.clone(),
+                completion_tokens_max: options.completion_tokens_max,
+                stop_tokens: stop_tokens.clone(),
+                vocabulary_size: text.vocabulary_size(),
+                sampling,
+                top_logprobs: options.top_logprobs,
+                affinity: options.affinity.clone(),
+            });
+        }
+    }
+    let answers = try_join_all(jobs.into_iter().map(|job| start(gateway, job, api))).await?;
+    let prompt_tokens = prompt_tokens.iter().sum();
+    followed.prompt(prompt_tokens);
+    let generation = Generation::new(answers, echoes, text, &options, prompt_tokens, envelope(api, &row), followed, place);
+    Ok((options, generation))
+}
+
+async fn start(gateway: &Gateway, job: Job, api: Api) -> Result<Answer, ApiError> {
+    let (prompt, completion) = (job.prompt.len() as u32, job.completion_tokens_max);
+    gateway.grid.generate(job).await.map_err(|error| match error {
+        GridError::ContextOverflow { limit, .. } => ApiError::context_length(limit, prompt, completion, param(api)),
+        other => other.into(),
+    })
+}
+
+fn param(api: Api) -> &'static str {
+    match api {
+        Api::Chat => "messages",
+        Api::Text => "prompt",
+    }
+}
+
+/// The model, if somebody serves it now.
+///
+/// # Errors
+/// 404 or 503.
+pub fn find_model(gateway: &Gateway, id: &str) -> Result<ModelRow, ApiError> {
+    let row = gateway.grid.models().into_iter().find(|row| row.id == id);
+    let row = row.ok_or_else(|| ApiError::model_not_found(id))?;
+    if row.workers == 0 { Err(ApiError::no_capacity(id, RETRY_AFTER_S)) } else { Ok(row) }
+}
+
+fn envelope(api: Api, row: &ModelRow) -> Envelope {
+    let prefix = match api {
+        Api::Chat => "chatcmpl",
+        Api::Text => "cmpl",
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let root = row.root.to_string();
+    Envelope {
+        id: format!("{prefix}-{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>()),
+        created: now.map_or(0, |since| since.as_secs()),
+        model: row.id.clone(),
+        fingerprint: format!("fp_{}", root.get(..12).unwrap_or(&root)),
+    }
+}
+
+fn check_lengths(prompts: &[Prompt], options: &Options, limit: u32) -> Result<(), ApiError> {
+    let param = param(options.api);
+    for prompt in prompts {
+        let tokens = prompt.tokens.len();
+        if tokens == 0 {
+            return Err(ApiError::invalid_value(param, format!("`{param}` is empty: it has no tokens")));
+        }
+        let limit = limit.min(PROMPT_TOKENS_MAX as u32);
+        let needed = tokens as u64 + u64::from(options.completion_tokens_max.unwrap_or(1));
+        if needed > u64::from(limit) {
+            let prompt = u32::try_from(tokens).unwrap_or(u32::MAX);
+            return Err(ApiError::context_length(limit, prompt, options.completion_tokens_max, param));
+        }
+    }
+    Ok(())
+}
+
+async fn chat_prompt(
+    gateway: &Gateway,
+    messages: Option<Bounded<MessageIn, { super::types::MESSAGES_MAX }>>,
+    text: &dyn TextModel,
+) -> Result<Prompt, ApiError> {
+    let messages = messages.ok_or_else(|| missing("messages"))?.0;
+    if messages.is_empty() {
+        return Err(ApiError::invalid_value("messages", "`messages` is empty"));
+    }
+    let messages = messages.into_iter().enumerate().map(|(at, m)| flatten(at, m)).collect::<Result<Vec<_>, _>>()?;
+    let template = gateway.templates.get(text.chat_template())?;
+    let (bos, eos) = (text.bos_text().to_owned(), text.eos_text().to_owned());
+    // A stranger's template may use all its fuel: that must not hold up other requests.
+    let rendered = tokio::task::spawn_blocking(move || {
+        let prompt = template.render(&messages, &bos, &eos)?;
+        let begins_with_bos = !bos.is_empty() && prompt.starts_with(&bos);
+        Ok::<_, TemplateError>((prompt, begins_with_bos))
+    });
+    let (prompt, begins_with_bos) =
+        rendered.await.map_err(|error| ApiError::from(GridError::Internal(error.to_string())))??;
+    let tokens = text.tokenize(&prompt, text.adds_bos() && !begins_with_bos, true).await?;
+    Ok(Prompt { tokens, echo: None })
+}
+
+fn missing(param: &'static str) -> ApiError {
+    let message = format!("missing required parameter: `{param}`");
+    ApiError::new(axum::http::StatusCode::BAD_REQUEST, "missing_required_parameter", message).with_param(param)
+}
+
+/// A message whose content is one text.
+fn flatten(at: usize, message: MessageIn) -> Result<Message, ApiError> {
+    use super::types::Shape;
+    let role = match message.role.as_str() {
+        "system" | "developer" => "system",
+        "user" => "user",
+        "assistant" => "assistant",
+        "tool" | "function" => {
+            return Err(ApiError::unsupported(format!("messages[{at}].role"), "tools are not supported yet"));
+        }
+        other => {
+            let shown: String = other.chars().take(64).collect();
+            let message = format!("unknown role `{shown}`: use system, developer, user or assistant");
+            return Err(ApiError::invalid_value(format!("messages[{at}].role"), message));
+        }
+    };
+    for (shape, name) in [(&message.tool_calls, "tool_calls"), (&message.function_call, "function_call")] {
+        if !matches!(shape, Shape::Absent | Shape::EmptyList) {
+            return Err(ApiError::unsupported(format!("messages[{at}].{name}"), "tools are not supported yet"));
+        }
+    }
+    let content = match message.content {
+        ContentIn::Text(text) => text,
+        ContentIn::Parts(parts) => join_parts(at, parts)?,
+        ContentIn::None if role == "assistant" => String::new(),
+        ContentIn::None => {
+            let param = format!("messages[{at}].content");
+            return Err(ApiError::invalid_value(param, format!("a message of role `{role}` needs a content")));
+        }
+    };
+    Ok(Message { role: role.to_owned(), content, name: message.name })
+}
+
+fn join_parts(at: usize, parts: Vec<Part>) -> Result<String, ApiError> {
+    let mut content = String::new();
+    for (index, part) in parts.into_iter().enumerate() {
+        let at = |field: &str| format!("messages[{at}].content[{index}].{field}");
+        if part.r#type != "text" {
+            return Err(ApiError::unsupported(at("type"), "only parts of type `text` are supported"));
+        }
+        content += &part.text.ok_or_else(|| ApiError::invalid_value(at("text"), "a text part needs a `text`"))?;
+    }
+    Ok(content)
+}
+
+async fn text_prompts(
+    prompt: Option<PromptIn>,
+    options: &Options,
+    choices_max: u32,
+    text: &dyn TextModel,
+) -> Result<Vec<Prompt>, ApiError> {
+    let echo = options.echo;
+    let items = match prompt.ok_or_else(|| missing("prompt"))? {
+        PromptIn::Text(prompt) => vec![PromptItem::Text(prompt)],
+        PromptIn::List(items) if items.is_empty() => items,
+        PromptIn::List(items) => match tokens_only(&items) {
+            Some(tokens) => vec![PromptItem::Tokens(tokens)],
+            None => items,
+        },
+    };
+    let choices = items.len() as u64 * u64::from(options.n);
+    if !(1..=u64::from(choices_max)).contains(&choices) {
+        let message = format!("`n` times the number of prompts must lie between 1 and {choices_max}, not {choices}");
+        return Err(ApiError::invalid_value("prompt", message));
+    }
+    let mut prompts = Vec::new();
+    for item in items {
+        prompts.push(match item {
+            PromptItem::Text(prompt) => {
+                let tokens = text.tokenize(&prompt, true, true).await?;
+                Prompt { tokens, echo: echo.then_some(prompt) }
+            }
+            PromptItem::Tokens(tokens) => token_prompt(tokens, echo, text)?,
+            PromptItem::Token(_) => {
+                return Err(ApiError::invalid_value("prompt", "`prompt` mixes token ids with other prompts"));
+            }
+        });
+    }
+    Ok(prompts)
+}
+
+fn tokens_only(items: &[PromptItem]) -> Option<Vec<Token>> {
+    let token = |item: &PromptItem| match item {
+        PromptItem::Token(token) => Some(*token),
+        PromptItem::Text(_) | PromptItem::Tokens(_) => None,
+    };
+    items.iter().map(token).collect()
+}
+
+fn token_prompt(tokens: Vec<Token>, echo: bool, text: &dyn TextModel) -> Result<Prompt, ApiError> {
+    if let Some(token) = tokens.iter().find(|token| **token >= text.vocabulary_size()) {
+        let message = format!("`prompt` has token {token}, the vocabulary has {}", text.vocabulary_size());
+        return Err(ApiError::invalid_value("prompt", message));
+    }
+    let echo = echo.then(|| {
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| text.piece(*token)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    Ok(Prompt { tokens, echo })
+}

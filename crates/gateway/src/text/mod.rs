@@ -1,0 +1,7 @@
+//! Messages to prompt text, and tokens to text: the part of a model that stays at the gateway.
+
+pub mod answer;
+mod clock;
+pub mod detokenize;
+pub mod stop;
+pub mod template;
