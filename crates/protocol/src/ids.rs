@@ -34,11 +34,7 @@ impl NodeId {
     /// # Errors
     /// [`IdError::NotEd25519`] for hashed or other kinds of keys.
     pub fn from_peer_id_bytes(bytes: &[u8]) -> Result<Self, IdError> {
-        bytes
-            .strip_prefix(&PEER_ID_PREFIX)
-            .and_then(|key| key.try_into().ok())
-            .map(Self)
-            .ok_or(IdError::NotEd25519)
+        bytes.strip_prefix(&PEER_ID_PREFIX).and_then(|key| key.try_into().ok()).map(Self).ok_or(IdError::NotEd25519)
     }
 
     /// The last eight characters, for tables and logs.

@@ -37,9 +37,12 @@ pub enum InviteError {
 }
 
 impl Invite {
-    /// The text; addresses that would make it longer than Bech32m's 1,023 characters are left out, last ones first.
+    /// The text, which [`from_text`](Self::from_text) reads. Addresses that are too long are left out, and then the
+    /// last ones, until there are at most [`INVITE_ADDRESSES_MAX`] and Bech32m's 1,023 characters.
     pub fn to_text(&self) -> String {
         let mut fitting = self.clone();
+        fitting.addresses.retain(|address| address.len() <= ADDRESS_BYTES_MAX);
+        fitting.addresses.truncate(INVITE_ADDRESSES_MAX);
         loop {
             let bytes = [vec![VERSION], codec::encode(&fitting)].concat();
             match bech32::encode::<Bech32m>(Hrp::parse_unchecked(PREFIX), &bytes) {
@@ -77,6 +80,7 @@ impl Invite {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -8,6 +8,7 @@
 pub mod beacon;
 pub mod codec;
 pub mod content;
+pub mod frame;
 pub mod ids;
 pub mod invite;
 pub mod limits;

@@ -19,9 +19,13 @@ pub type Token = u32;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
     Open(Box<Open>),
-    Cancel { session: SessionId },
+    Cancel {
+        session: SessionId,
+    },
     /// Asks for a [`ToGateway::Pong`]; measures the way and the load.
-    Ping { nonce: u64 },
+    Ping {
+        nonce: u64,
+    },
 }
 
 /// Starts a session, or continues one that another worker lost.
@@ -69,14 +73,32 @@ impl Open {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToGateway {
     /// The session has a place; `queued` others are before it.
-    Accepted { session: SessionId, queued: u32 },
+    Accepted {
+        session: SessionId,
+        queued: u32,
+    },
     /// New tokens from answer index `from` on.
-    Tokens { session: SessionId, from: u32, tokens: Vec<TokenOut> },
-    Finished { session: SessionId, finish: Finish, usage: Usage },
+    Tokens {
+        session: SessionId,
+        from: u32,
+        tokens: Vec<TokenOut>,
+    },
+    Finished {
+        session: SessionId,
+        finish: Finish,
+        usage: Usage,
+    },
     /// This worker will not go on with the session; another may.
-    Refused { session: SessionId, why: Refusal },
+    Refused {
+        session: SessionId,
+        why: Refusal,
+    },
     Heartbeat,
-    Pong { nonce: u64, slots_busy: u16, queued: u16 },
+    Pong {
+        nonce: u64,
+        slots_busy: u16,
+        queued: u16,
+    },
 }
 
 /// One generated token.
@@ -115,7 +137,9 @@ pub enum Refusal {
     Draining,
     ModelNotServed,
     /// The context holds only this many tokens.
-    ContextTooSmall { context_tokens: u32 },
+    ContextTooSmall {
+        context_tokens: u32,
+    },
     /// The opening message breaks a rule; no other worker will take it either.
     Invalid(String),
     /// The engine died or failed; an ordinary failover.

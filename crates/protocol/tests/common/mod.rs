@@ -1,0 +1,178 @@
+//! Arbitrary values of every wire type; floats are any bits, NaN included.
+#![allow(dead_code)]
+
+use opengrid_protocol::{
+    ModelRoot, NodeId, Sampling, SessionId, Signed,
+    beacon::{Beacon, Class},
+    content::{ContentRequest, ContentResponse, Manifest},
+    invite::Invite,
+    sealing_key::SealingKey,
+    session::{Finish, Open, Refusal, ToGateway, ToWorker, Token, TokenOut, Usage},
+};
+use proptest::{collection::vec, prelude::*};
+
+pub fn node() -> impl Strategy<Value = NodeId> {
+    any::<[u8; 32]>().prop_map(NodeId)
+}
+
+pub fn root() -> impl Strategy<Value = ModelRoot> {
+    any::<[u8; 32]>().prop_map(ModelRoot)
+}
+
+fn session() -> impl Strategy<Value = SessionId> {
+    any::<u64>().prop_map(SessionId)
+}
+
+fn float() -> impl Strategy<Value = f32> {
+    any::<u32>().prop_map(f32::from_bits)
+}
+
+pub fn sampling() -> impl Strategy<Value = Sampling> {
+    let floats = [(); 6].map(|()| float());
+    (any::<[u64; 1]>(), any::<[u32; 3]>(), floats, vec((any::<u32>(), float()), 0..5)).prop_map(
+        |([seed], [choice, top_k, repeat_last_n], floats, logit_bias)| {
+            let [temperature, top_p, min_p, presence_penalty, frequency_penalty, repeat_penalty] = floats;
+            Sampling {
+                seed,
+                choice,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                presence_penalty,
+                frequency_penalty,
+                repeat_penalty,
+                repeat_last_n,
+                logit_bias,
+            }
+        },
+    )
+}
+
+prop_compose! {
+    pub fn open()(
+        session in session(), model in root(), tokens in vec(any::<Token>(), 0..50), prompt_tokens: u32,
+        completion_tokens_max: u32, stop_tokens in vec(any::<Token>(), 0..5), sampling in sampling(),
+        top_logprobs: Option<u8>,
+    ) -> Open {
+        Open { session, model, tokens, prompt_tokens, completion_tokens_max, stop_tokens, sampling, top_logprobs }
+    }
+}
+
+pub fn to_worker() -> impl Strategy<Value = ToWorker> {
+    prop_oneof![
+        open().prop_map(|open| ToWorker::Open(Box::new(open))),
+        session().prop_map(|session| ToWorker::Cancel { session }),
+        any::<u64>().prop_map(|nonce| ToWorker::Ping { nonce }),
+    ]
+}
+
+prop_compose! {
+    fn token_out()(
+        token: Token, logprob in prop::option::of(float()), top in vec((any::<Token>(), float()), 0..4),
+    ) -> TokenOut {
+        TokenOut { token, logprob, top }
+    }
+}
+
+fn refusal() -> impl Strategy<Value = Refusal> {
+    prop_oneof![
+        Just(Refusal::Busy),
+        Just(Refusal::Draining),
+        Just(Refusal::ModelNotServed),
+        any::<u32>().prop_map(|context_tokens| Refusal::ContextTooSmall { context_tokens }),
+        any::<String>().prop_map(Refusal::Invalid),
+        Just(Refusal::EngineFailed),
+    ]
+}
+
+fn finish() -> impl Strategy<Value = Finish> {
+    prop_oneof![any::<Token>().prop_map(Finish::Stop), Just(Finish::Length)]
+}
+
+fn usage() -> impl Strategy<Value = Usage> {
+    any::<[u32; 3]>().prop_map(|[cached_tokens, prefilled_tokens, generated_tokens]| Usage {
+        cached_tokens,
+        prefilled_tokens,
+        generated_tokens,
+    })
+}
+
+pub fn to_gateway() -> impl Strategy<Value = ToGateway> {
+    prop_oneof![
+        (session(), any::<u32>()).prop_map(|(session, queued)| ToGateway::Accepted { session, queued }),
+        (session(), any::<u32>(), vec(token_out(), 0..5)).prop_map(|(session, from, tokens)| ToGateway::Tokens {
+            session,
+            from,
+            tokens
+        }),
+        (session(), finish(), usage()).prop_map(|(session, finish, usage)| ToGateway::Finished {
+            session,
+            finish,
+            usage
+        }),
+        (session(), refusal()).prop_map(|(session, why)| ToGateway::Refused { session, why }),
+        Just(ToGateway::Heartbeat),
+        any::<(u64, u16, u16)>().prop_map(|(nonce, slots_busy, queued)| ToGateway::Pong { nonce, slots_busy, queued }),
+    ]
+}
+
+pub fn class() -> impl Strategy<Value = Class> {
+    prop_oneof![any::<[u8; 16]>().prop_map(Class::Exact), Just(Class::Approximate)]
+}
+
+prop_compose! {
+    pub fn beacon()(
+        model in root(), model_id: String, class in class(), longs: [u64; 3], ints: [u32; 3], shorts: [u16; 3],
+        draining: bool,
+    ) -> Beacon {
+        let [sequence, issued_ms, life_ms] = longs;
+        let [context_tokens, decode_millitokens_per_s, prefill_millitokens_per_s] = ints;
+        let [slots, slots_busy, queued] = shorts;
+        Beacon {
+            model, model_id, class, sequence, issued_ms, life_ms, context_tokens, slots, slots_busy, queued,
+            decode_millitokens_per_s, prefill_millitokens_per_s, draining,
+        }
+    }
+}
+
+prop_compose! {
+    pub fn sealing_key()(
+        key_id: [u8; 8], public in vec(any::<u8>(), 0..1_300), issued_ms: u64, expires_ms: u64,
+    ) -> SealingKey {
+        SealingKey { key_id, public, issued_ms, expires_ms }
+    }
+}
+
+pub fn content_request() -> impl Strategy<Value = ContentRequest> {
+    prop_oneof![
+        root().prop_map(|root| ContentRequest::Manifest { root }),
+        (root(), any::<u32>()).prop_map(|(root, index)| ContentRequest::Chunk { root, index }),
+    ]
+}
+
+pub fn content_response() -> impl Strategy<Value = ContentResponse> {
+    prop_oneof![
+        (any::<u64>(), vec(any::<[u8; 32]>(), 0..20))
+            .prop_map(|(size, chunks)| ContentResponse::Manifest(Manifest { size, chunks })),
+        any::<u32>().prop_map(|bytes| ContentResponse::Chunk { bytes }),
+        Just(ContentResponse::NotHere),
+        Just(ContentResponse::Busy),
+    ]
+}
+
+prop_compose! {
+    pub fn signed()(
+        signer in node(), payload in vec(any::<u8>(), 0..200), signature in vec(any::<u8>(), 0..80),
+    ) -> Signed {
+        Signed { signer, payload, signature }
+    }
+}
+
+prop_compose! {
+    pub fn invite()(
+        node in node(), addresses in vec(vec(any::<u8>(), 0..300), 0..20), private: bool,
+    ) -> Invite {
+        Invite { node, addresses, private }
+    }
+}

@@ -1,0 +1,176 @@
+//! The bytes of one value of every kind, against `conformance.txt`: a change on the wire is never silent. Another
+//! implementation can be tested against the same file.
+#![allow(clippy::unwrap_used)]
+
+use std::{fmt::Write as _, path::Path};
+
+use opengrid_protocol::{
+    ModelRoot, NodeId, Sampling, SessionId, Signed,
+    beacon::{Beacon, Class},
+    codec,
+    content::{ContentRequest, ContentResponse, Manifest},
+    frame,
+    invite::Invite,
+    sealing_key::SealingKey,
+    session::{Finish, Open, Refusal, ToGateway, ToWorker, TokenOut, Usage},
+};
+
+const HEADER: &str =
+    "# name: bytes in hexadecimal (or text). Written by UPDATE_GOLDEN=1 cargo test -p opengrid-protocol.
+# A line that changes is a change of the wire protocol: old and new nodes would not understand each other.
+";
+
+#[derive(Default)]
+struct Snapshot(String);
+
+impl Snapshot {
+    fn text(&mut self, name: &str, text: &str) {
+        writeln!(self.0, "{name}: {text}").unwrap();
+    }
+
+    fn bytes(&mut self, name: &str, bytes: &[u8]) {
+        self.text(name, &hex::encode(bytes));
+    }
+
+    /// The encoding of `value`, which also decodes to `value`.
+    fn value<T>(&mut self, name: &str, value: &T)
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let bytes = codec::encode(value);
+        assert_eq!(codec::decode::<T>(&bytes, bytes.len()).as_ref(), Ok(value));
+        self.bytes(name, &bytes);
+    }
+}
+
+fn counting<const N: usize>(from: u8) -> [u8; N] {
+    std::array::from_fn(|i| from.wrapping_add(i as u8))
+}
+
+fn sampling() -> Sampling {
+    Sampling {
+        seed: 0x0123_4567_89ab_cdef,
+        choice: 2,
+        temperature: 0.8,
+        top_k: 40,
+        top_p: 0.95,
+        min_p: 0.05,
+        presence_penalty: 0.5,
+        frequency_penalty: -0.5,
+        repeat_penalty: 1.1,
+        repeat_last_n: 64,
+        logit_bias: vec![(9, -100.0), (49_151, 2.5)],
+    }
+}
+
+fn sessions(snapshot: &mut Snapshot) {
+    let (session, model) = (SessionId(0xfedc_ba98), ModelRoot(counting(0)));
+    let open = Open {
+        session,
+        model,
+        tokens: vec![1, 200, 49_151, u32::MAX],
+        prompt_tokens: 3,
+        completion_tokens_max: 256,
+        stop_tokens: vec![0, 2],
+        sampling: sampling(),
+        top_logprobs: Some(5),
+    };
+    let plain = Open { sampling: Sampling::greedy(), top_logprobs: None, ..open.clone() };
+    snapshot.value("to_worker.open", &ToWorker::Open(Box::new(open)));
+    snapshot.value("to_worker.open.greedy", &ToWorker::Open(Box::new(plain)));
+    snapshot.value("to_worker.cancel", &ToWorker::Cancel { session });
+    snapshot.value("to_worker.ping", &ToWorker::Ping { nonce: 300 });
+    snapshot.value("to_gateway.accepted", &ToGateway::Accepted { session, queued: 3 });
+    let tokens = vec![
+        TokenOut { token: 200, logprob: None, top: vec![] },
+        TokenOut { token: 7, logprob: Some(-0.25), top: vec![(7, -0.25), (8, -1.5)] },
+    ];
+    snapshot.value("to_gateway.tokens", &ToGateway::Tokens { session, from: 130, tokens });
+    let usage = Usage { cached_tokens: 100, prefilled_tokens: 28, generated_tokens: 256 };
+    snapshot.value("to_gateway.finished.stop", &ToGateway::Finished { session, finish: Finish::Stop(2), usage });
+    snapshot.value("to_gateway.finished.length", &ToGateway::Finished { session, finish: Finish::Length, usage });
+    let refusals = [
+        ("busy", Refusal::Busy),
+        ("draining", Refusal::Draining),
+        ("model_not_served", Refusal::ModelNotServed),
+        ("context_too_small", Refusal::ContextTooSmall { context_tokens: 8_192 }),
+        ("invalid", Refusal::Invalid("too many stop tokens".into())),
+        ("engine_failed", Refusal::EngineFailed),
+    ];
+    for (name, why) in refusals {
+        snapshot.value(&format!("to_gateway.refused.{name}"), &ToGateway::Refused { session, why });
+    }
+    snapshot.value("to_gateway.heartbeat", &ToGateway::Heartbeat);
+    snapshot.value("to_gateway.pong", &ToGateway::Pong { nonce: 300, slots_busy: 4, queued: 1_000 });
+}
+
+fn records(snapshot: &mut Snapshot) {
+    let beacon = Beacon {
+        model: ModelRoot(counting(0)),
+        model_id: "smollm2-135m".into(),
+        class: Class::Exact(counting(0x40)),
+        sequence: 1_000,
+        issued_ms: 1_800_000_000_000,
+        life_ms: 8_000,
+        context_tokens: 8_192,
+        slots: 4,
+        slots_busy: 1,
+        queued: 0,
+        decode_millitokens_per_s: 90_000,
+        prefill_millitokens_per_s: 400_000,
+        draining: false,
+    };
+    let approximate = Beacon { class: Class::Approximate, draining: true, ..beacon.clone() };
+    let key = SealingKey {
+        key_id: counting(0x10),
+        public: counting::<1_216>(0).to_vec(),
+        issued_ms: 1_800_000_000_000,
+        expires_ms: 1_800_003_600_000,
+    };
+    snapshot.value("beacon", &beacon);
+    snapshot.value("beacon.approximate", &approximate);
+    snapshot.value("sealing_key", &key);
+    snapshot.bytes("signed.beacon", &Signed::seal(&beacon, &counting(1)).to_bytes());
+    snapshot.bytes("signed.sealing_key", &Signed::seal(&key, &counting(1)).to_bytes());
+}
+
+fn content(snapshot: &mut Snapshot) {
+    let root = ModelRoot(counting(0));
+    snapshot.value("content_request.manifest", &ContentRequest::Manifest { root });
+    snapshot.value("content_request.chunk", &ContentRequest::Chunk { root, index: 93 });
+    let manifest = Manifest { size: 98_362_432, chunks: vec![counting(1), counting(2)] };
+    snapshot.value("content_response.manifest", &ContentResponse::Manifest(manifest));
+    snapshot.value("content_response.chunk", &ContentResponse::Chunk { bytes: 1_048_576 });
+    snapshot.value("content_response.not_here", &ContentResponse::NotHere);
+    snapshot.value("content_response.busy", &ContentResponse::Busy);
+}
+
+fn texts(snapshot: &mut Snapshot) {
+    let node = NodeId(counting(0));
+    snapshot.text("node_id", &node.to_string());
+    snapshot.text("model_root", &ModelRoot(counting(0)).to_string());
+    let addresses = vec![vec![4, 127, 0, 0, 1, 6, 0x11, 0x76], vec![4, 127, 0, 0, 1, 0x91, 2, 0x11, 0x76, 0xcd, 3]];
+    let invite = Invite { node, addresses, private: false };
+    assert_eq!(Invite::from_text(&invite.to_text()), Ok(invite.clone()));
+    snapshot.text("invite", &invite.to_text());
+    snapshot.text("invite.private", &Invite { private: true, ..invite }.to_text());
+    snapshot.bytes("frame", &frame::encode(b"body", 4).unwrap());
+}
+
+#[test]
+fn the_wire_is_that_of_the_conformance_file() {
+    let mut snapshot = Snapshot(HEADER.into());
+    sessions(&mut snapshot);
+    records(&mut snapshot);
+    content(&mut snapshot);
+    texts(&mut snapshot);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &snapshot.0).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap();
+    for (found, expected) in snapshot.0.lines().zip(expected.lines()) {
+        assert_eq!(found, expected);
+    }
+    assert_eq!(snapshot.0.lines().count(), expected.lines().count());
+}
