@@ -1,5 +1,16 @@
 //! The [`Engine`] trait and what implements it: the embedded llama.cpp in a supervised child process and a `fake`
-//! engine for load tests. External HTTP engines come beside them.
+//! engine for load tests. External HTTP engines come beside them. [`Vocabulary`] is the text side of a model.
+//!
+//! llama.cpp runs in child processes only ([`child_main`]): its crash is a failover, never the node's end.
+
+mod batching;
+mod child;
+mod fake;
+mod ipc;
+mod llama_cpp;
+mod process;
+mod sandbox;
+mod vocabulary;
 
 use std::sync::Arc;
 
@@ -10,6 +21,12 @@ use opengrid_protocol::{
     session::{Finish, Token, TokenOut, Usage},
 };
 use tokio::sync::mpsc;
+
+pub use child::{child_main, is_child_command};
+pub use fake::{FakeConfig, FakeEngine};
+pub use llama_cpp::{EmbeddedConfig, EmbeddedEngine, Mode};
+pub use sandbox::SandboxProbe;
+pub use vocabulary::{TEXT_BYTES_MAX, Vocabulary, VocabularyError, VocabularyInfo};
 
 /// Something that turns tokens into tokens: a whole model now, a stage of one later.
 ///

@@ -1,0 +1,328 @@
+//! The engine child: loads the model, then steps. One thread computes, one reads frames; nothing else runs but ggml's
+//! pool.
+
+use std::{
+    fs::File,
+    io::{self, Stdin},
+    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+};
+
+use opengrid_protocol::{
+    beacon::Class,
+    session::{Finish, Token, TokenOut, Usage},
+};
+use opengrid_sampler::Sampler;
+
+use super::{
+    Mode, budget,
+    ffi::{BatchToken, Context, ContextOptions, Model, ModelOptions},
+    messages::{FromEngine, Generate, JobEvent, Load, Measured, Progress, Ready, ToEngine},
+    self_test,
+};
+use crate::{
+    batching::{Batcher, Chunk, Job, StepLimits},
+    child::end_at_once,
+    ipc, sandbox,
+};
+
+/// Prefill beside decoding streams may hold them up for so long, in seconds.
+const STALL_S: f32 = 0.2;
+const PREFILL_AMID_DECODING_MIN: usize = 16;
+const INBOX: usize = 256;
+/// Room for graphs, threads and the allocator beside weights and cache, in bytes.
+const WORKSPACE_BYTES: u64 = 128 * 1024 * 1024;
+
+/// # Errors
+/// When the parent's stream is broken or llama.cpp fails during a step: the parent restarts the child.
+pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
+    let ToEngine::Load(load) = ipc::read(&mut input, ipc::TO_CHILD_BYTES_MAX)? else {
+        return Err(io::Error::other("the first message is not Load"));
+    };
+    let sandbox = sandbox::enter(&load.model_path, load.devices);
+    let (sender, inbox) = sync_channel(INBOX);
+    std::thread::Builder::new().name("ipc".to_owned()).spawn(move || read_frames(input, &sender))?;
+    let refuse = |output: &mut File, why: String| {
+        let _ = ipc::write(output, &FromEngine::LoadFailed(why.clone()));
+        io::Error::other(why)
+    };
+    let model = load_model(&load).map_err(|why| refuse(&mut output, why))?;
+    let (context, ready) = prepare(&load, &model, sandbox).map_err(|why| refuse(&mut output, why))?;
+    let limits = step_limits(&load, &ready);
+    ipc::write(&mut output, &FromEngine::Ready(Box::new(ready.clone())))?;
+    let mut engine = Stepper {
+        batcher: Batcher::new(usize::from(ready.slots)),
+        context,
+        limits,
+        context_tokens: ready.context_tokens as usize,
+        waiting: Vec::new(),
+        queue_told: Vec::new(),
+        running: (0..ready.slots).map(|_| None).collect(),
+        events: Vec::new(),
+        batch: Vec::new(),
+        scratch: Vec::new(),
+    };
+    engine.serve(&inbox, &mut output)
+}
+
+/// The parent's end is this process's end, even in the middle of a step.
+fn read_frames(mut input: Stdin, sender: &SyncSender<ToEngine>) {
+    while let Ok(message) = ipc::read(&mut input, ipc::TO_CHILD_BYTES_MAX) {
+        if sender.send(message).is_err() {
+            break;
+        }
+    }
+    end_at_once();
+}
+
+fn load_model(load: &Load) -> Result<Model, String> {
+    let options = ModelOptions { vocabulary_only: false, repack: load.mode == Mode::Fast, gpu_layers: load.gpu_layers };
+    let model = Model::load(&load.model_path, options)?;
+    match model.unsupported() {
+        Some(why) => Err(why.to_owned()),
+        None => Ok(model),
+    }
+}
+
+fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Context<'m>, Ready), String> {
+    let weight_bytes = model.weight_bytes();
+    let vocabulary_size = model.vocabulary_size();
+    if vocabulary_size == 0 {
+        return Err("the vocabulary is empty".to_owned());
+    }
+    let host_weights = if load.gpu_layers == 0 { weight_bytes } else { 0 };
+    let left = load.memory_available_bytes.checked_sub(host_weights.saturating_add(WORKSPACE_BYTES));
+    let fit = budget::fit(budget::Wish {
+        slots: load.slots,
+        context_tokens: load.context_tokens,
+        trained_context: model.trained_context(),
+        kv_bytes_per_token: model.kv_bytes_per_token(),
+        kv_budget_bytes: load.kv_budget_bytes.min(left.unwrap_or(0)),
+    });
+    let fit = fit.map_err(|missing| {
+        let over = (host_weights + WORKSPACE_BYTES).saturating_sub(load.memory_available_bytes);
+        format!("{} bytes of memory are missing for the weights and the smallest KV cache", missing + over)
+    })?;
+    let options = ContextOptions {
+        slots: fit.slots,
+        context_tokens: fit.context_tokens,
+        threads: load.threads,
+        batch: load.batch_tokens,
+        outputs: (self_test::COMPARED as u32 * 2).max(u32::from(fit.slots)),
+        flash_attention: load.mode == Mode::Fast,
+    };
+    let mut context = Context::new(model, options)?;
+    let (measured, inexact) = measure(load, &mut context, usize::from(fit.slots), vocabulary_size)?;
+    let ready = Ready {
+        measured,
+        inexact,
+        slots: fit.slots,
+        context_tokens: fit.context_tokens,
+        vocabulary_size,
+        weight_bytes,
+        kv_bytes: fit.kv_bytes,
+        sandbox,
+    };
+    Ok((context, ready))
+}
+
+fn measure(
+    load: &Load,
+    context: &mut Context<'_>,
+    slots: usize,
+    vocabulary: u32,
+) -> Result<(Measured, Option<String>), String> {
+    if let Some(known) = load.known {
+        let inexact = load.mode == Mode::Exact && known.class == Class::Approximate;
+        return Ok((known, inexact.then(|| "an earlier self-test failed".to_owned())));
+    }
+    let exact = load.mode == Mode::Exact && load.gpu_layers == 0;
+    self_test::run(context, slots, vocabulary, exact.then_some(load.model_identity.as_slice()))
+}
+
+fn step_limits(load: &Load, ready: &Ready) -> StepLimits {
+    let batch = load.batch_tokens as usize;
+    let prefill = load.prefill_chunk.map_or(batch, |chunk| (chunk.max(1) as usize).min(batch));
+    let tolerable = (ready.measured.prefill_tokens_per_s * STALL_S) as usize;
+    StepLimits { batch, prefill, prefill_amid_decoding: tolerable.max(PREFILL_AMID_DECODING_MIN).min(prefill) }
+}
+
+struct Stepper<'m> {
+    batcher: Batcher,
+    context: Context<'m>,
+    limits: StepLimits,
+    context_tokens: usize,
+    /// Of jobs that wait for a slot.
+    waiting: Vec<Answer>,
+    /// Ids in the order that was told last.
+    queue_told: Vec<u64>,
+    /// By slot.
+    running: Vec<Option<Answer>>,
+    /// Of this step; written in one piece.
+    events: Vec<JobEvent>,
+    batch: Vec<BatchToken>,
+    scratch: Vec<f32>,
+}
+
+/// How one answer is drawn.
+struct Answer {
+    id: u64,
+    sampler: Sampler,
+    /// Index of the next token.
+    step: u32,
+    stop_tokens: Vec<Token>,
+    top_logprobs: Option<u8>,
+}
+
+impl Stepper<'_> {
+    fn serve(&mut self, inbox: &Receiver<ToEngine>, output: &mut File) -> io::Result<()> {
+        loop {
+            if self.batcher.idle() {
+                let Ok(message) = inbox.recv() else { return Ok(()) };
+                self.handle(message, output)?;
+            }
+            loop {
+                match inbox.try_recv() {
+                    Ok(message) => self.handle(message, output)?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
+                }
+            }
+            self.admit();
+            self.step().map_err(io::Error::other)?;
+            if !self.events.is_empty() {
+                ipc::write(output, &FromEngine::Events(std::mem::take(&mut self.events)))?;
+            }
+        }
+    }
+
+    fn handle(&mut self, message: ToEngine, output: &mut File) -> io::Result<()> {
+        match message {
+            ToEngine::Load(_) => Err(io::Error::other("a second Load")),
+            ToEngine::Ping { nonce } => ipc::write(output, &FromEngine::Pong { nonce }),
+            ToEngine::ProbeSandbox => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),
+            ToEngine::Cancel { id } => {
+                self.cancel(id);
+                Ok(())
+            }
+            ToEngine::Generate(generate) => {
+                self.enqueue(*generate);
+                Ok(())
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: u64) {
+        self.waiting.retain(|answer| answer.id != id);
+        if let Some(slot) = self.batcher.cancel(id) {
+            self.running[slot] = None;
+        }
+    }
+
+    fn enqueue(&mut self, generate: Generate) {
+        let Generate { id, client, tokens, prompt_tokens, completion_tokens_max, stop_tokens, sampling, top_logprobs } =
+            generate;
+        let prompt = (prompt_tokens as usize).min(tokens.len());
+        let tokens_max = prompt.saturating_add(completion_tokens_max as usize).min(self.context_tokens);
+        if tokens.is_empty() || tokens.len() >= tokens_max {
+            self.emit(id, Progress::Finished(Finish::Length, Usage::default()));
+            return;
+        }
+        let sampler = Sampler::new(&sampling, &tokens[..prompt], &tokens[prompt..]);
+        let step = (tokens.len() - prompt) as u32;
+        self.waiting.push(Answer { id, sampler, step, stop_tokens, top_logprobs });
+        self.batcher.enqueue(Job { id, client, tokens, tokens_max });
+    }
+
+    fn emit(&mut self, id: u64, progress: Progress) {
+        self.events.push(JobEvent { id, progress });
+    }
+
+    fn admit(&mut self) {
+        for admission in self.batcher.admit() {
+            let at = self.waiting.iter().position(|answer| answer.id == admission.id);
+            self.running[admission.slot] = at.map(|at| self.waiting.swap_remove(at));
+            if !self.context.truncate(admission.slot, admission.keep) {
+                self.batcher.cleared(admission.slot);
+            }
+        }
+        self.tell_queue();
+    }
+
+    /// Tells each waiting job its place when that has changed.
+    fn tell_queue(&mut self) {
+        let queue: Vec<u64> = self.batcher.waiting().collect();
+        for (place, id) in queue.iter().enumerate() {
+            if self.queue_told.get(place) != Some(id) {
+                self.emit(*id, Progress::Queued(place as u32));
+            }
+        }
+        self.queue_told = queue;
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let chunks = self.batcher.plan(self.limits);
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        self.batch.clear();
+        for chunk in &chunks {
+            let tokens = self.batcher.tokens(chunk.slot);
+            self.batch.extend((chunk.from..chunk.to).map(|position| BatchToken {
+                token: tokens[position],
+                position,
+                slot: chunk.slot,
+                output: chunk.output && position + 1 == chunk.to,
+            }));
+        }
+        self.context.decode(&self.batch)?;
+        self.batcher.computed(&chunks);
+        self.draw(&chunks)
+    }
+
+    /// Draws the next token of every slot whose logits are there.
+    fn draw(&mut self, chunks: &[Chunk]) -> Result<(), String> {
+        let mut end = 0;
+        for chunk in chunks {
+            end += chunk.to - chunk.from;
+            if !chunk.output {
+                continue;
+            }
+            let logits = self.context.logits(end - 1).ok_or("llama.cpp gave no logits")?;
+            let Some(answer) = self.running[chunk.slot].as_mut() else { continue };
+            let (id, token) = (answer.id, answer.draw(logits, &mut self.scratch));
+            let finish = if answer.stop_tokens.contains(&token.token) {
+                Some(Finish::Stop(token.token))
+            } else {
+                answer.advance(token.token);
+                let full = self.batcher.push(chunk.slot, token.token);
+                self.emit(id, Progress::Token(token));
+                full.then_some(Finish::Length)
+            };
+            if let Some(finish) = finish {
+                self.running[chunk.slot] = None;
+                let usage = self.batcher.finish(chunk.slot);
+                self.emit(id, Progress::Finished(finish, usage));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Answer {
+    /// The next token; `logits` are overwritten.
+    fn draw(&mut self, logits: &mut [f32], scratch: &mut Vec<f32>) -> TokenOut {
+        let Some(top_n) = self.top_logprobs else {
+            return TokenOut { token: self.sampler.pick(logits, self.step), logprob: None, top: Vec::new() };
+        };
+        scratch.clear();
+        scratch.extend_from_slice(logits);
+        let token = self.sampler.pick(scratch, self.step);
+        let (logprob, top) = opengrid_sampler::logprobs(logits, token, top_n);
+        TokenOut { token, logprob: Some(logprob), top }
+    }
+
+    fn advance(&mut self, token: Token) {
+        self.sampler.accept(token);
+        self.step += 1;
+    }
+}

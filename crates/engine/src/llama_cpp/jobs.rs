@@ -1,0 +1,253 @@
+//! What runs in the child, seen from the node: one table shared by callers and the supervisor. No I/O.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::messages::{FromEngine, Generate, JobEvent, Progress, ToEngine};
+use crate::{CancelGuard, EngineError, Event, Generation, Load, ipc, sandbox::SandboxProbe};
+
+/// Cancels and pings that may wait to be written beside one message a job.
+const OUTBOX_EXTRA: usize = 256;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub slots: u16,
+    pub queue_max: u16,
+    pub context_tokens: u32,
+}
+
+impl Bounds {
+    fn jobs_max(&self) -> usize {
+        usize::from(self.slots) + usize::from(self.queue_max)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Restarting,
+    Closed,
+}
+
+#[derive(Debug)]
+pub struct Jobs {
+    bounds: Bounds,
+    state: Mutex<State>,
+    /// The outbox has something.
+    outgoing: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    pid: Option<u32>,
+    jobs: HashMap<u64, mpsc::Sender<Event>>,
+    next_id: u64,
+    outbox: VecDeque<(Option<u64>, Bytes)>,
+    pinged: Option<Instant>,
+    probes: Vec<oneshot::Sender<SandboxProbe>>,
+}
+
+impl Jobs {
+    pub fn new(bounds: Bounds) -> Self {
+        let state = State {
+            phase: Phase::Restarting,
+            pid: None,
+            jobs: HashMap::new(),
+            next_id: 0,
+            outbox: VecDeque::new(),
+            pinged: None,
+            probes: Vec::new(),
+        };
+        Self { bounds, state: Mutex::new(state), outgoing: Notify::new() }
+    }
+
+    /// A child is ready for work.
+    pub fn start(&self, pid: Option<u32>) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Restarting {
+            state.phase = Phase::Running;
+        }
+        state.pid = pid;
+        state.pinged = None;
+    }
+
+    /// The child is gone: everything that ran fails.
+    pub fn lose(&self, error: &EngineError) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Running {
+            state.phase = Phase::Restarting;
+        }
+        state.pid = None;
+        state.outbox.clear();
+        state.probes.clear();
+        for (_, events) in state.jobs.drain() {
+            let _ = events.try_send(Event::Failed(error.clone()));
+        }
+    }
+
+    /// No more work; what runs fails.
+    pub fn close(&self) {
+        self.state.lock().phase = Phase::Closed;
+        self.lose(&EngineError::ShuttingDown);
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.state.lock().pid
+    }
+
+    pub fn load(&self) -> Load {
+        let state = self.state.lock();
+        let jobs = state.jobs.len();
+        let slots_busy = jobs.min(usize::from(self.bounds.slots));
+        Load {
+            slots_busy: slots_busy as u16,
+            queued: (jobs - slots_busy) as u16,
+            healthy: state.phase == Phase::Running,
+        }
+    }
+
+    /// Hands a job to the child.
+    pub fn submit(self: &Arc<Self>, job: impl FnOnce(u64) -> Generate) -> Result<Generation, EngineError> {
+        let mut state = self.state.lock();
+        match state.phase {
+            Phase::Running => {}
+            Phase::Restarting => return Err(EngineError::Died),
+            Phase::Closed => return Err(EngineError::ShuttingDown),
+        }
+        let jobs_max = self.bounds.jobs_max();
+        if state.jobs.len() >= jobs_max || state.outbox.len() >= jobs_max + OUTBOX_EXTRA {
+            return Err(EngineError::Busy);
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        let job = job(id);
+        // Room for every event that a job can have: the reader of the child's events never waits for a consumer.
+        let tokens_max = job.completion_tokens_max.min(self.bounds.context_tokens) as usize;
+        let (sender, events) = mpsc::channel(tokens_max + usize::from(self.bounds.queue_max) + 4);
+        state.jobs.insert(id, sender);
+        state.outbox.push_back((Some(id), ipc::frame(&ToEngine::Generate(Box::new(job)))));
+        drop(state);
+        self.outgoing.notify_one();
+        let jobs = self.clone();
+        Ok(Generation { events, guard: CancelGuard::new(move || jobs.cancel(id)) })
+    }
+
+    fn cancel(&self, id: u64) {
+        let mut state = self.state.lock();
+        if state.jobs.remove(&id).is_none() {
+            return;
+        }
+        state.send_cancel(id);
+        drop(state);
+        self.outgoing.notify_one();
+    }
+
+    /// The answer comes when the child gives it.
+    pub fn probe_sandbox(&self) -> Option<oneshot::Receiver<SandboxProbe>> {
+        let mut state = self.state.lock();
+        if state.phase != Phase::Running || state.probes.len() >= OUTBOX_EXTRA {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        state.probes.push(sender);
+        state.outbox.push_back((None, ipc::frame(&ToEngine::ProbeSandbox)));
+        drop(state);
+        self.outgoing.notify_one();
+        Some(receiver)
+    }
+
+    /// Sends a ping, unless one is out: then how long it has been.
+    pub fn ping(&self) -> Duration {
+        let mut state = self.state.lock();
+        if let Some(since) = state.pinged {
+            return since.elapsed();
+        }
+        state.pinged = Some(Instant::now());
+        state.outbox.push_back((None, ipc::frame(&ToEngine::Ping { nonce: 0 })));
+        drop(state);
+        self.outgoing.notify_one();
+        Duration::ZERO
+    }
+
+    /// The frames to write next, at least one; waits for it.
+    pub async fn outgoing(&self) -> Vec<Bytes> {
+        loop {
+            let frames: Vec<Bytes> = self.state.lock().outbox.drain(..).map(|(_, frame)| frame).collect();
+            if !frames.is_empty() {
+                return frames;
+            }
+            self.outgoing.notified().await;
+        }
+    }
+
+    /// Passes on what the child says.
+    ///
+    /// # Errors
+    /// When it says what no honest child would: it is to be killed.
+    pub fn handle(&self, message: FromEngine) -> Result<(), &'static str> {
+        let mut state = self.state.lock();
+        match message {
+            FromEngine::Pong { .. } => state.pinged = None,
+            FromEngine::Ready(_) | FromEngine::LoadFailed(_) => return Err("it loaded twice"),
+            FromEngine::SandboxProbe(probe) => {
+                for waiting in state.probes.drain(..) {
+                    let _ = waiting.send(probe.clone());
+                }
+            }
+            FromEngine::Events(events) => {
+                for event in events {
+                    state.pass_on(event)?;
+                }
+                drop(state);
+                self.outgoing.notify_one();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// A job that the child never heard of needs no cancel.
+    fn send_cancel(&mut self, id: u64) {
+        let before = self.outbox.len();
+        self.outbox.retain(|(job, _)| *job != Some(id));
+        if self.outbox.len() == before {
+            self.outbox.push_back((None, ipc::frame(&ToEngine::Cancel { id })));
+        }
+    }
+
+    fn pass_on(&mut self, JobEvent { id, progress }: JobEvent) -> Result<(), &'static str> {
+        let Some(events) = self.jobs.get(&id) else { return Ok(()) };
+        let (event, last) = match progress {
+            Progress::Queued(before) => (Event::Queued(before), false),
+            Progress::Token(token) => (Event::Tokens(vec![token]), false),
+            Progress::Finished(finish, usage) => (Event::Finished(finish, usage), true),
+        };
+        let sent = events.try_send(event);
+        match sent {
+            Err(mpsc::error::TrySendError::Full(_)) => return Err("it sent more events than a job can have"),
+            Err(mpsc::error::TrySendError::Closed(_)) if !last => {
+                self.jobs.remove(&id);
+                self.send_cancel(id);
+            }
+            _ if last => {
+                self.jobs.remove(&id);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "jobs_tests.rs"]
+mod tests;

@@ -1,0 +1,108 @@
+//! What the node and an engine child say to each other. Same binary on both sides, so no versions.
+
+use std::path::PathBuf;
+
+use opengrid_protocol::{
+    Sampling,
+    beacon::Class,
+    session::{Finish, Token, TokenOut, Usage},
+};
+use serde::{Deserialize, Serialize};
+
+use super::Mode;
+use crate::sandbox::{Devices, SandboxProbe};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToEngine {
+    /// The first message, once.
+    Load(Box<Load>),
+    Generate(Box<Generate>),
+    Cancel {
+        id: u64,
+    },
+    Ping {
+        nonce: u64,
+    },
+    ProbeSandbox,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum FromEngine {
+    /// The answer to `Load`; else `LoadFailed` and the end.
+    Ready(Box<Ready>),
+    LoadFailed(String),
+    Events(Vec<JobEvent>),
+    Pong {
+        nonce: u64,
+    },
+    SandboxProbe(SandboxProbe),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Load {
+    pub model_path: PathBuf,
+    pub mode: Mode,
+    pub devices: Devices,
+    pub gpu_layers: u32,
+    pub threads: u32,
+    pub slots: u16,
+    pub context_tokens: u32,
+    pub kv_budget_bytes: u64,
+    /// Memory that weights and cache may take together, in bytes.
+    pub memory_available_bytes: u64,
+    /// Most tokens of a step.
+    pub batch_tokens: u32,
+    /// Most prefill tokens of a step; measured speed decides otherwise.
+    pub prefill_chunk: Option<u32>,
+    /// Names the weights in the class hash.
+    pub model_identity: Vec<u8>,
+    /// From an earlier start: neither self-test nor measurement is run.
+    pub known: Option<Measured>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ready {
+    pub measured: Measured,
+    /// Why an engine that was meant to be exact is not.
+    pub inexact: Option<String>,
+    pub slots: u16,
+    pub context_tokens: u32,
+    pub vocabulary_size: u32,
+    pub weight_bytes: u64,
+    pub kv_bytes: u64,
+    /// What confines the child, for people.
+    pub sandbox: String,
+}
+
+/// What the self-test found out on this machine, in tokens per second where it is a speed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub class: Class,
+    pub decode_tokens_per_s: f32,
+    pub prefill_tokens_per_s: f32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Generate {
+    pub id: u64,
+    pub client: [u8; 32],
+    pub tokens: Vec<Token>,
+    pub prompt_tokens: u32,
+    pub completion_tokens_max: u32,
+    pub stop_tokens: Vec<Token>,
+    pub sampling: Sampling,
+    pub top_logprobs: Option<u8>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobEvent {
+    pub id: u64,
+    pub progress: Progress,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Progress {
+    Queued(u32),
+    Token(TokenOut),
+    Finished(Finish, Usage),
+}

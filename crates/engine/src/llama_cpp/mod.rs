@@ -1,0 +1,181 @@
+//! The embedded engine: llama.cpp in a supervised, sandboxed child process of the same binary.
+//!
+//! On the node's side: [`EmbeddedEngine`] (the [`Engine`] trait), `supervisor` (the child's life), `jobs` (what runs),
+//! `measured` (the cache of self-test results). In the child: `child` (the step loop), `self_test`, `budget`, `ffi`.
+
+mod budget;
+mod child;
+mod config;
+pub(crate) mod ffi;
+mod jobs;
+mod measured;
+mod messages;
+mod self_test;
+mod supervisor;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use opengrid_protocol::{
+    beacon::Class,
+    limits::{COMPLETION_TOKENS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX},
+};
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub(crate) use child::run as run_child;
+pub use config::{EmbeddedConfig, Mode};
+
+use self::{
+    jobs::{Bounds, Jobs},
+    messages::{Generate, Ready},
+    supervisor::Supervisor,
+};
+use crate::{Capabilities, Engine, EngineError, GenerateRequest, Generation, Load, sandbox::SandboxProbe};
+
+/// Version of the llama-cpp-sys-2 crate, which vendors llama.cpp.
+const LLAMA_CPP: &str = "0.1.161";
+
+/// llama.cpp in a child process. Restarted when it dies; what ran then ends with [`EngineError::Died`].
+pub struct EmbeddedEngine {
+    capabilities: Capabilities,
+    vocabulary_size: u32,
+    jobs: Arc<Jobs>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+    stop: DropGuard,
+}
+
+impl EmbeddedEngine {
+    /// Starts the child, loads the model, tests and measures it (or takes both from the cache).
+    ///
+    /// # Errors
+    /// [`EngineError::Load`] in words for people: a file that is no model, memory that is missing.
+    pub async fn start(config: EmbeddedConfig) -> Result<Arc<Self>, EngineError> {
+        let stop = CancellationToken::new();
+        let (supervisor, process, ready) = Supervisor::launch(config).await.map_err(EngineError::Load)?;
+        if let Some(why) = &ready.inexact {
+            tracing::warn!(%why, "the engine is not batch-invariant on this machine: its class is approximate");
+        }
+        let capabilities = capabilities(supervisor.config(), &ready);
+        tracing::info!(engine = %capabilities.description, class = ?capabilities.class, "engine ready");
+        let bounds = Bounds {
+            slots: ready.slots,
+            queue_max: supervisor.config().queue_max,
+            context_tokens: ready.context_tokens,
+        };
+        let jobs = Arc::new(Jobs::new(bounds));
+        jobs.start(process.id());
+        let task = tokio::spawn(supervisor.run(process, jobs.clone(), stop.clone()));
+        Ok(Arc::new(Self {
+            capabilities,
+            vocabulary_size: ready.vocabulary_size,
+            jobs,
+            supervisor: Mutex::new(Some(task)),
+            stop: stop.drop_guard(),
+        }))
+    }
+
+    /// The child's process id; `None` while it is being restarted.
+    pub fn child_pid(&self) -> Option<u32> {
+        self.jobs.pid()
+    }
+
+    pub fn vocabulary_size(&self) -> u32 {
+        self.vocabulary_size
+    }
+
+    /// Lets the child try what its sandbox must refuse.
+    ///
+    /// # Errors
+    /// [`EngineError::Died`] when there is no child to ask.
+    pub async fn probe_sandbox(&self) -> Result<SandboxProbe, EngineError> {
+        self.jobs.probe_sandbox().ok_or(EngineError::Died)?.await.map_err(|_| EngineError::Died)
+    }
+
+    fn check(&self, request: &GenerateRequest) -> Result<(), EngineError> {
+        let known = |tokens: &[u32]| tokens.iter().all(|token| *token < self.vocabulary_size);
+        let rules = [
+            (!request.tokens.is_empty(), "at least one token is needed"),
+            (request.tokens.len() <= PROMPT_TOKENS_MAX, "too many tokens"),
+            (known(&request.tokens), "a token lies outside the vocabulary"),
+            (request.stop_tokens.len() <= STOP_TOKENS_MAX, "too many stop tokens"),
+            (request.completion_tokens_max <= COMPLETION_TOKENS_MAX, "completion_tokens_max is too large"),
+            (request.top_logprobs.is_none_or(|n| n <= TOP_LOGPROBS_MAX), "too many top_logprobs"),
+            (
+                request.prompt_tokens >= 1 && request.prompt_tokens as usize <= request.tokens.len(),
+                "prompt_tokens must lie in 1..=tokens",
+            ),
+        ];
+        if let Some((_, why)) = rules.iter().find(|(holds, _)| !holds) {
+            return Err(EngineError::Invalid((*why).to_owned()));
+        }
+        request.sampling.check().map_err(|error| EngineError::Invalid(error.to_string()))?;
+        let (needed, context_tokens) = (request.tokens.len() as u32 + 1, self.capabilities.context_tokens);
+        if needed > context_tokens {
+            return Err(EngineError::ContextTooSmall { needed, context_tokens });
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Engine for EmbeddedEngine {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn load(&self) -> Load {
+        self.jobs.load()
+    }
+
+    async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
+        self.check(&request)?;
+        let GenerateRequest {
+            client,
+            tokens,
+            prompt_tokens,
+            completion_tokens_max,
+            stop_tokens,
+            sampling,
+            top_logprobs,
+        } = request;
+        self.jobs.submit(|id| Generate {
+            id,
+            client,
+            tokens,
+            prompt_tokens,
+            completion_tokens_max,
+            stop_tokens,
+            sampling,
+            top_logprobs,
+        })
+    }
+
+    async fn shutdown(&self) {
+        self.jobs.close();
+        self.stop.token().cancel();
+        let task = self.supervisor.lock().take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+}
+
+fn capabilities(config: &EmbeddedConfig, ready: &Ready) -> Capabilities {
+    let device = if config.gpu_layers > 0 { "gpu" } else { "cpu" };
+    let kind = if matches!(ready.measured.class, Class::Exact(_)) { "exact" } else { "approximate" };
+    Capabilities {
+        class: ready.measured.class,
+        context_tokens: ready.context_tokens,
+        slots: ready.slots,
+        queue_max: config.queue_max,
+        decode_tokens_per_s: ready.measured.decode_tokens_per_s,
+        prefill_tokens_per_s: ready.measured.prefill_tokens_per_s,
+        memory_bytes: ready.weight_bytes.saturating_add(ready.kv_bytes),
+        description: format!(
+            "llama.cpp {LLAMA_CPP} ({device}, {kind}, {} threads; sandbox: {})",
+            config.threads, ready.sandbox
+        ),
+    }
+}
