@@ -1,0 +1,181 @@
+//! Multiaddresses: parsing from outside, and from where an address can be reached.
+
+use std::net::IpAddr;
+
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+use opengrid_protocol::{NodeId, limits::ADDRESS_BYTES_MAX};
+
+use crate::config::{PeerAddress, StartError};
+
+/// From where an address can be dialled, widest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    /// This machine.
+    Loopback,
+    /// This LAN.
+    Private,
+    Public,
+}
+
+/// The id of a peer with an Ed25519 key; other keys are no OpenGrid nodes.
+pub(crate) fn node_id(peer: &PeerId) -> Option<NodeId> {
+    NodeId::from_peer_id_bytes(&peer.to_bytes()).ok()
+}
+
+pub(crate) fn peer_id(node: NodeId) -> Option<PeerId> {
+    PeerId::from_bytes(&node.to_peer_id_bytes()).ok()
+}
+
+pub(crate) fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// `None` for what cannot be dialled (unspecified address, other kinds).
+pub(crate) fn reach(address: &Multiaddr) -> Option<Reach> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => ip_reach(ip.into()),
+        Protocol::Ip6(ip) => ip_reach(ip.into()),
+        Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_) => Some(Reach::Public),
+        _ => None,
+    }
+}
+
+fn ip_reach(ip: IpAddr) -> Option<Reach> {
+    if ip.is_unspecified() || ip.is_multicast() {
+        return None;
+    }
+    if ip.is_loopback() {
+        return Some(Reach::Loopback);
+    }
+    let private = match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            // 100.64.0.0/10 is carrier-grade NAT (RFC 6598).
+            ip.is_private() || ip.is_link_local() || (a == 100 && (64..128).contains(&b))
+        }
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+    };
+    Some(if private { Reach::Private } else { Reach::Public })
+}
+
+/// The address without a trailing `/p2p/…`, and that peer. Circuit addresses keep the relay's id.
+pub(crate) fn split_peer(mut address: Multiaddr) -> (Multiaddr, Option<PeerId>) {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => {
+            address.pop();
+            (address, Some(peer))
+        }
+        _ => (address, None),
+    }
+}
+
+/// Parses what a person or a file gave.
+pub(crate) fn parse(given: &PeerAddress) -> Result<(Option<PeerId>, Multiaddr), StartError> {
+    let bad = || StartError::BadAddress { address: given.address.chars().take(ADDRESS_BYTES_MAX).collect() };
+    if given.address.len() > ADDRESS_BYTES_MAX {
+        return Err(bad());
+    }
+    let address: Multiaddr = given.address.parse().map_err(|_| bad())?;
+    let (address, inside) = split_peer(address);
+    let wanted = given.node.and_then(peer_id);
+    if matches!((wanted, inside), (Some(wanted), Some(inside)) if wanted != inside) || reach(&address).is_none() {
+        return Err(bad());
+    }
+    Ok((wanted.or(inside), address))
+}
+
+/// The addresses that a peer claims, as far as they make sense for us and for those whom we tell about it: loopback
+/// and LAN addresses only when it was met there, loopback ones only where it has no other.
+pub(crate) fn credible(claimed: &[Multiaddr], met: &Multiaddr, limit: usize) -> Vec<Multiaddr> {
+    let met_reach = if is_relayed(met) { Reach::Public } else { reach(met).unwrap_or(Reach::Public) };
+    let mut wide: Vec<Multiaddr> = Vec::new();
+    let mut loopback: Vec<Multiaddr> = Vec::new();
+    for address in claimed {
+        let (address, _) = split_peer(address.clone());
+        if address.len() > ADDRESS_BYTES_MAX {
+            continue;
+        }
+        match reach(&address) {
+            Some(Reach::Public) => wide.push(address),
+            Some(Reach::Private) if met_reach <= Reach::Private => wide.push(address),
+            Some(Reach::Loopback) if met_reach == Reach::Loopback => loopback.push(address),
+            _ => {}
+        }
+    }
+    let mut kept = if wide.is_empty() { loopback } else { wide };
+    kept.sort();
+    kept.dedup();
+    kept.truncate(limit);
+    kept
+}
+
+/// Binary form of a multiaddress without its trailing `/p2p/…`, as invites hold it; `None` when it does not parse.
+pub fn address_to_bytes(address: &str) -> Option<Vec<u8>> {
+    let (address, _) = split_peer(address.parse().ok()?);
+    let bytes = address.to_vec();
+    (bytes.len() <= ADDRESS_BYTES_MAX).then_some(bytes)
+}
+
+/// Text of a binary multiaddress; `None` when it does not decode or is longer than an invite allows.
+pub fn address_from_bytes(bytes: &[u8]) -> Option<String> {
+    if bytes.len() > ADDRESS_BYTES_MAX {
+        return None;
+    }
+    Multiaddr::try_from(bytes.to_vec()).ok().map(|address| address.to_string())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Multiaddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn reach_follows_the_ranges() {
+        let cases = [
+            ("/ip4/127.0.0.1/tcp/1", Some(Reach::Loopback)),
+            ("/ip6/::1/udp/1/quic-v1", Some(Reach::Loopback)),
+            ("/ip4/10.1.2.3/tcp/1", Some(Reach::Private)),
+            ("/ip4/100.64.0.1/tcp/1", Some(Reach::Private)),
+            ("/ip4/100.128.0.1/tcp/1", Some(Reach::Public)),
+            ("/ip6/fd00::1/tcp/1", Some(Reach::Private)),
+            ("/ip4/198.51.100.7/tcp/1", Some(Reach::Public)),
+            ("/dns4/example.org/tcp/1", Some(Reach::Public)),
+            ("/ip4/0.0.0.0/tcp/1", None),
+            ("/memory/1", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(reach(&address(text)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn local_addresses_are_believed_only_where_they_make_sense() {
+        let claimed = ["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.9/tcp/1", "/ip4/198.51.100.7/tcp/1"].map(address);
+        let from = |met: &str| credible(&claimed, &address(met), 8);
+        assert_eq!(from("/ip4/203.0.113.1/tcp/9"), [address("/ip4/198.51.100.7/tcp/1")]);
+        assert_eq!(from("/ip4/10.0.0.9/tcp/9").len(), 2);
+        assert_eq!(from("/ip4/127.0.0.1/tcp/9").len(), 2);
+        assert_eq!(credible(&claimed[..1], &address("/ip4/127.0.0.1/tcp/9"), 8).len(), 1);
+        assert_eq!(credible(&claimed, &address("/ip4/10.0.0.9/tcp/9"), 1).len(), 1);
+    }
+
+    #[test]
+    fn addresses_from_outside_are_checked() {
+        let node = |byte| peer_id(NodeId([byte; 32])).unwrap();
+        let given = |node: Option<NodeId>, text: &str| parse(&PeerAddress { node, address: text.to_owned() });
+        let key = NodeId([7; 32]);
+        assert_eq!(given(Some(key), "/ip4/10.0.0.1/tcp/4").unwrap().0, Some(node(7)));
+        let with_peer = format!("/ip4/10.0.0.1/tcp/4/p2p/{key}");
+        assert_eq!(given(None, &with_peer).unwrap(), (Some(node(7)), address("/ip4/10.0.0.1/tcp/4")));
+        assert!(given(Some(NodeId([8; 32])), &with_peer).is_err());
+        assert!(given(None, "nonsense").is_err());
+        assert!(given(None, &"/ip4/1.2.3.4".repeat(100)).is_err());
+        let bytes = address_to_bytes(&with_peer).unwrap();
+        assert_eq!(address_from_bytes(&bytes).as_deref(), Some("/ip4/10.0.0.1/tcp/4"));
+        assert_eq!(address_from_bytes(&[0xff; 9]), None);
+    }
+}
