@@ -47,6 +47,7 @@ def interleaved(ours, theirs, rounds, measure):
     for number in range(rounds):
         for side in [ours, theirs] if number % 2 else [theirs, ours]:
             found[side].append(measure(side, number))
+            time.sleep(0.2)  # OpenMP's threads spin on for a while after their work
     return found[ours], found[theirs]
 
 

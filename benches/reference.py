@@ -1,6 +1,5 @@
-"""llama-server, llama-bench and llama-quantize as `benches/build-reference` builds them."""
+"""llama-server and llama-quantize as `benches/build-reference` builds them."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -63,19 +62,6 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def llama_bench(flavour, model, threads, prompt_tokens, generated_tokens):
-    """(prefill, decode) in tokens per second."""
-    flash = "0" if flavour == "exact" else "auto"
-    command = [program("llama-bench"), "-m", str(model), "-t", str(threads), "-p", str(prompt_tokens), "-n",
-               str(generated_tokens), "-r", "1", "-fa", flash, "-o", "json"]
-    shown = subprocess.run(command, env=env(flavour), capture_output=True, text=True, timeout=300, check=False)
-    if shown.returncode != 0:
-        raise SystemExit(f"llama-bench failed: {shown.stderr[-500:]}")
-    tests = json.loads(shown.stdout)
-    speed = {bool(test["n_prompt"]): test["avg_ts"] for test in tests}
-    return speed[True], speed[False]
 
 
 def quantised(source, kind):

@@ -256,9 +256,7 @@ def shared_store():
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="opengrid-pull-") as home:
         env = base_env(store)
-        listed = run("ls", "--json", "--home", home, env=env)
-        local = json.loads(listed.stdout) if listed.returncode == 0 else []
-        if not any(row.get("id") == MODEL and row.get("local", True) for row in rows_of(local, "models")):
+        if run("show", MODEL, "--path", "--home", home, env=env).returncode != 0:
             pulled = run("pull", model_file(), "--home", home, env=env, timeout_s=120)
             if pulled.returncode != 0:
                 raise RuntimeError(f"opengrid pull {model_file()}: {pulled.stderr}")
