@@ -59,7 +59,8 @@ async fn read(request: Request, bytes_max: usize) -> Result<Bytes, ApiError> {
     let mut bytes = BytesMut::with_capacity(announced.map_or(0, |length| length as usize));
     let reading = async {
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "the body broke off"))?;
+            let frame =
+                frame.map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", "the body broke off"))?;
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len() + data.len() > bytes_max {
                 return Ok(false);

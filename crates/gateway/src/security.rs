@@ -45,7 +45,9 @@ impl Policy {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim());
         match given {
-            Some(token) if !self.local_token.is_empty() && equal(token.as_bytes(), self.local_token.as_bytes()) => Ok(()),
+            Some(token) if !self.local_token.is_empty() && equal(token.as_bytes(), self.local_token.as_bytes()) => {
+                Ok(())
+            }
             _ => Err(ApiError::new(
                 StatusCode::UNAUTHORIZED,
                 "invalid_api_key",
@@ -97,8 +99,7 @@ fn check_origin(host: &Authority, headers: &HeaderMap) -> Result<(), ApiError> {
 
 fn check_fetch_site(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
     let is = |name: &str, wanted: &str| headers.get(name).is_some_and(|value| value == wanted);
-    let no_other_site =
-        headers.get_all("sec-fetch-site").iter().all(|site| site == "same-origin" || site == "none");
+    let no_other_site = headers.get_all("sec-fetch-site").iter().all(|site| site == "same-origin" || site == "none");
     // Following a link to the page shows it to the user only: it cannot be framed or read.
     let followed_link = *method == Method::GET
         && is("sec-fetch-mode", "navigate")
@@ -156,8 +157,14 @@ mod tests {
         };
         assert_eq!(with("http://localhost:8470"), None);
         for foreign in [
-            "http://localhost:3000", "https://localhost:8470", "http://evil.example", "null", "",
-            "http://localhost:8470.evil.example", "http://127.0.0.1:8470", "file://",
+            "http://localhost:3000",
+            "https://localhost:8470",
+            "http://evil.example",
+            "null",
+            "",
+            "http://localhost:8470.evil.example",
+            "http://127.0.0.1:8470",
+            "file://",
         ] {
             assert_eq!(with(foreign), Some("foreign_origin"), "{foreign}");
         }

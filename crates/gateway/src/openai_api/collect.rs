@@ -1,6 +1,9 @@
 //! An answer in one piece.
 
-use axum::{Json, response::{IntoResponse, Response}};
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
 
 use super::{
     errors::ApiError,

@@ -55,7 +55,10 @@ impl Options {
             affinity: affinity(request)?,
         };
         if options.echo && options.top_logprobs.is_some() {
-            return Err(ApiError::unsupported("echo", "`echo` with `logprobs` is not supported: prompts have no logprobs"));
+            return Err(ApiError::unsupported(
+                "echo",
+                "`echo` with `logprobs` is not supported: prompts have no logprobs",
+            ));
         }
         Ok(options)
     }
@@ -123,8 +126,12 @@ fn top_logprobs(api: Api, request: &GenerationRequest) -> Result<Option<u8>, Api
     };
     match (api, &request.logprobs, request.top_logprobs) {
         (Api::Chat, Some(LogprobsIn::Flag(true)), top) => count("top_logprobs", top.unwrap_or(0)),
-        (Api::Chat, Some(LogprobsIn::Count(_)), _) => Err(ApiError::invalid_value("logprobs", "`logprobs` must be a boolean")),
-        (Api::Chat, _, Some(_)) => Err(ApiError::invalid_value("top_logprobs", "`top_logprobs` needs `logprobs`: true")),
+        (Api::Chat, Some(LogprobsIn::Count(_)), _) => {
+            Err(ApiError::invalid_value("logprobs", "`logprobs` must be a boolean"))
+        }
+        (Api::Chat, _, Some(_)) => {
+            Err(ApiError::invalid_value("top_logprobs", "`top_logprobs` needs `logprobs`: true"))
+        }
         (Api::Chat, _, None) | (Api::Text, None | Some(LogprobsIn::Flag(false)), _) => Ok(None),
         (Api::Text, Some(LogprobsIn::Count(n)), _) => count("logprobs", *n),
         (Api::Text, Some(LogprobsIn::Flag(true)), _) => {

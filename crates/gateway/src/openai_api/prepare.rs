@@ -85,7 +85,8 @@ pub async fn place(
     let answers = try_join_all(jobs.into_iter().map(|job| start(gateway, job, api))).await?;
     let prompt_tokens = prompt_tokens.iter().sum();
     followed.prompt(prompt_tokens);
-    let generation = Generation::new(answers, echoes, text, &options, prompt_tokens, envelope(api, &row), followed, place);
+    let generation =
+        Generation::new(answers, echoes, text, &options, prompt_tokens, envelope(api, &row), followed, place);
     Ok((options, generation))
 }
 

@@ -44,14 +44,18 @@ fn seed(request: &GenerationRequest) -> Result<u64, ApiError> {
 fn top_k(request: &GenerationRequest) -> Result<u32, ApiError> {
     match request.top_k.unwrap_or(0) {
         -1 => Ok(0),
-        k => k.try_into().map_err(|_| ApiError::invalid_value("top_k", format!("`top_k` must be at least -1, not {k}"))),
+        k => {
+            k.try_into().map_err(|_| ApiError::invalid_value("top_k", format!("`top_k` must be at least -1, not {k}")))
+        }
     }
 }
 
 fn repeat_last_n(request: &GenerationRequest) -> Result<u32, ApiError> {
     let n = request.repeat_last_n.unwrap_or(64);
     let fits = u32::try_from(n).ok().filter(|n| *n <= 65_536);
-    fits.ok_or_else(|| ApiError::invalid_value("repeat_last_n", format!("`repeat_last_n` must lie between 0 and 65536, not {n}")))
+    fits.ok_or_else(|| {
+        ApiError::invalid_value("repeat_last_n", format!("`repeat_last_n` must lie between 0 and 65536, not {n}"))
+    })
 }
 
 fn logit_bias(request: &GenerationRequest, vocabulary_size: u32) -> Result<Vec<(u32, f32)>, ApiError> {

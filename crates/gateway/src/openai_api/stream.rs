@@ -100,9 +100,10 @@ impl Stream {
             return;
         }
         let echo = self.generation.choices[index].echo.as_deref().unwrap_or_default();
-        let logprobs = self.options.top_logprobs.map(|_| {
-            logprobs(self.options.api, self.generation.text.as_ref(), &delta.tokens, echo.chars().count())
-        });
+        let logprobs = self
+            .options
+            .top_logprobs
+            .map(|_| logprobs(self.options.api, self.generation.text.as_ref(), &delta.tokens, echo.chars().count()));
         let text = delta.text.as_str();
         let choice = match self.options.api {
             Api::Chat => {

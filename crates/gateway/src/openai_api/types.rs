@@ -267,9 +267,7 @@ deserialize_any!(LogitBias, "an object from token ids to numbers", {
             if entries.len() >= LOGIT_BIAS_MAX {
                 return Err(de::Error::custom(format_args!("more than {LOGIT_BIAS_MAX} entries")));
             }
-            let token = key
-                .parse()
-                .map_err(|_| de::Error::invalid_value(de::Unexpected::Str(&key), &"a token id"))?;
+            let token = key.parse().map_err(|_| de::Error::invalid_value(de::Unexpected::Str(&key), &"a token id"))?;
             entries.push((token, bias));
         }
         Ok(LogitBias(entries))

@@ -102,7 +102,9 @@ mod tests {
     fn oracle(stops: &[String], text: &str) -> (String, bool) {
         for (at, c) in text.char_indices() {
             let seen = &text[..at + c.len_utf8()];
-            if let Some(longest) = stops.iter().filter(|s| !s.is_empty() && seen.ends_with(s.as_str())).map(String::len).max() {
+            if let Some(longest) =
+                stops.iter().filter(|s| !s.is_empty() && seen.ends_with(s.as_str())).map(String::len).max()
+            {
                 return (seen[..seen.len() - longest].to_owned(), true);
             }
         }

@@ -61,9 +61,7 @@ impl ChatTemplate {
             return Err(TemplateError::Broken(format!("it is over {SOURCE_BYTES_MAX} bytes")));
         }
         let mut environment = environment().map_err(|error| broken(&error))?;
-        environment
-            .add_template_owned("chat", without_generation_marks(source))
-            .map_err(|error| broken(&error))?;
+        environment.add_template_owned("chat", without_generation_marks(source)).map_err(|error| broken(&error))?;
         Ok(Self { environment })
     }
 
@@ -254,3 +252,7 @@ fn without_generation_marks(source: &str) -> String {
     }
     out + rest
 }
+
+#[cfg(test)]
+#[path = "template_tests.rs"]
+mod tests;

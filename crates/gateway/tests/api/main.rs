@@ -1,0 +1,14 @@
+//! The gateway on a real socket, with a deterministic grid behind it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod chat;
+mod client;
+mod completions;
+mod errors;
+mod fake;
+mod hostile;
+mod lifecycle;
+mod native;
+mod performance;
+mod security;
+mod streams;
