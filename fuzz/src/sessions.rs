@@ -1,0 +1,38 @@
+use opengrid_protocol::{
+    codec,
+    content::{ContentRequest, ContentResponse},
+    limits::{FRAME_BYTES_MAX, LOGIT_BIAS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX},
+    session::{ToGateway, ToWorker},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// The first byte chooses the type; a value encodes to no more bytes than it came in and comes back equal. What an
+/// opening's check lets pass is within the limits that others rely on.
+pub fn session_messages(data: &[u8]) {
+    let Some((kind, bytes)) = data.split_first() else { return };
+    match kind % 4 {
+        0 => {
+            if let Some(ToWorker::Open(open)) = decode::<ToWorker>(bytes)
+                && open.check().is_ok()
+            {
+                assert!((1..=PROMPT_TOKENS_MAX).contains(&open.tokens.len()));
+                assert!((1..=open.tokens.len()).contains(&(open.prompt_tokens as usize)));
+                assert!(open.stop_tokens.len() <= STOP_TOKENS_MAX);
+                assert!(open.sampling.logit_bias.len() <= LOGIT_BIAS_MAX);
+                assert!(open.sampling.temperature.is_finite() && open.sampling.repeat_penalty > 0.0);
+            }
+        }
+        1 => drop(decode::<ToGateway>(bytes)),
+        2 => drop(decode::<ContentRequest>(bytes)),
+        _ => drop(decode::<ContentResponse>(bytes)),
+    }
+}
+
+fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let value: T = codec::decode(bytes, FRAME_BYTES_MAX).ok()?;
+    let encoded = codec::encode(&value);
+    assert!(encoded.len() <= bytes.len());
+    let again: T = codec::decode(&encoded, FRAME_BYTES_MAX).expect("our own encoding");
+    assert_eq!(codec::encode(&again), encoded);
+    Some(value)
+}
