@@ -35,6 +35,7 @@ export function duration(seconds) {
 export function speed(tokensPerSecond) {
   const value = number(tokensPerSecond);
   if (value <= 0) return "–";
+  if (value > 1e6) return "over 1,000,000 tok/s";
   return `${value >= 100 ? Math.round(value) : value.toFixed(1)} tok/s`;
 }
 

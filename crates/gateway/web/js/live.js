@@ -4,6 +4,8 @@
 import { events, json, request } from "./http.js";
 
 const POLL_MS = 2000;
+/** Most rows that the page looks at. */
+const ROWS_MAX = 5000;
 const SILENCE_MS_MAX = 30000;
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 
@@ -64,15 +66,16 @@ async function poll(onSnapshot) {
 }
 
 function deliver(snapshot, onSnapshot) {
-  if (snapshot === null || typeof snapshot !== "object" || typeof snapshot.status !== "object") return;
-  const rows = (value, name) => {
+  if (snapshot === null || typeof snapshot !== "object" || typeof snapshot.status !== "object" || snapshot.status === null) return;
+  const rows = (value, name, key) => {
     const found = Array.isArray(value) ? value : Array.isArray(value?.[name]) ? value[name] : [];
-    return found.filter((row) => row !== null && typeof row === "object");
+    const named = (row) => row !== null && typeof row === "object" && typeof row[key] === "string" && row[key] !== "";
+    return found.filter(named).slice(0, ROWS_MAX);
   };
   onSnapshot({
-    status: snapshot.status ?? {},
-    peers: rows(snapshot.peers, "peers"),
-    models: rows(snapshot.models, "models"),
+    status: snapshot.status,
+    peers: rows(snapshot.peers, "peers", "peer_id"),
+    models: rows(snapshot.models, "models", "id"),
   });
 }
 

@@ -17,11 +17,12 @@ export function showNetwork(snapshot) {
   const nodes = [{ ...status, me: true }, ...peers];
   const served = nodes.flatMap((node) => list(node.models, 32)).filter(Boolean);
   const sum = (name) => served.reduce((total, model) => total + whole(model[name], 65535), 0);
-  const speeds = served.reduce((total, model) => total + (Number(model.decode_tokens_per_s) || 0), 0);
+  const speeds = served.reduce((total, model) => total + Math.min(1e6, Math.max(0, Number(model.decode_tokens_per_s) || 0)), 0);
   setText(view.connected, count(peers.filter((peer) => peer.connected).length));
   setText(view.answerable, `${count(models.filter((model) => model.workers > 0).length)} of ${count(models.length)}`);
   setText(view.busy, `${count(sum("slots_busy"))} of ${count(sum("slots"))}`);
   setText(view.speed, speeds > 0 ? speed(speeds).replace(" tok/s", "") : "–");
+  setAttribute(view.graph.element, "hidden", peers.length === 0);
   view.graph.show(snapshot);
   showModels(models);
   showPeers(peers);
@@ -128,7 +129,7 @@ function updatePeer(row, peer) {
   setText(id.firstChild, shortId(peer.peer_id));
   setAttribute(id.firstChild, "title", clean(peer.peer_id, 80));
   const path = peer.connected ? clean(peer.path, 20) : "none";
-  setText(connection.firstChild, PATHS[path] ?? path);
+  setText(connection.firstChild, PATHS[path] ?? "unknown");
   setAttribute(connection.firstChild, "data-tone", { direct: "good", relayed: "wait" }[path] ?? null);
   const addresses = list(peer.addresses, 8).map((address) => clean(address, 260)).join("\n");
   setAttribute(connection.firstChild, "title", addresses || null);
@@ -148,7 +149,7 @@ function updateServed(element, model) {
   setText(name, clean(model.id, 128));
   setAttribute(name, "title", `${classWord(model.class)}: ${classHelp(model.class)}`);
   showSlots(bar, model);
-  const queued = whole(model.queued);
+  const queued = whole(model.queued, 65535);
   const facts = [speed(model.decode_tokens_per_s), queued && `${count(queued)} waiting`, model.draining && "leaving"];
   setText(text, facts.filter(Boolean).join(" · "));
 }

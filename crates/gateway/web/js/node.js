@@ -137,8 +137,8 @@ function update({ parts }, model, fastest) {
   setText(parts.exact, classWord(model.class));
   setAttribute(parts.exact, "title", classHelp(model.class));
   showSlots(parts.slots, model);
-  const queued = whole(model.queued);
-  setText(parts.slotText, `${count(model.slots_busy)} of ${count(model.slots)} busy${queued ? `, ${count(queued)} waiting` : ""}`);
+  const queued = whole(model.queued, 65535);
+  setText(parts.slotText, `${count(whole(model.slots_busy, 65535))} of ${count(whole(model.slots, 65535))} busy${queued ? `, ${count(queued)} waiting` : ""}`);
   setMeter(parts.decode, share(model.decode_tokens_per_s, fastest));
   setText(parts.decodeText, `${speed(model.decode_tokens_per_s)}, reads ${speed(model.prefill_tokens_per_s)}`);
   setText(parts.facts, `holds ${count(model.context_tokens)} tokens per answer · takes ${bytes(model.memory_bytes)} of memory`);
