@@ -23,15 +23,14 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Command, FollowError, NetworkEvent, PublishError, Shared,
-    address,
+    Command, FollowError, NetworkEvent, PublishError, Shared, address,
     behaviour::Behaviour,
     config::{GossipValidator, KademliaMode, NetworkConfig, PeerAddress, StartError},
-    dialing::{self, DialError, Dialing, DialReply, Stage, Waiter},
+    dialing::{self, DialError, DialReply, Dialing, Stage, Waiter},
     discovery::{self, Bootstrap, Discovery, Query, dht_key},
     gossip::{self, AuthorRates},
     metrics::Metrics,
-    nat::{self, Nat, NatState},
+    nat::{self, NatState},
     peer_cache,
     peers::{Closing, PeerTable},
     streams::{Open, Registry},
@@ -82,7 +81,8 @@ impl Actor {
         discovery.bootstrap.retain(|node| node.peer != Some(local_peer));
         let port = transport::claim_port(&config.listen_ips, config.p2p_port)?;
         let private = config.grid_key.is_some();
-        let listen = config.listen_ips.iter().map(|ip| (*ip, transport::listen_addresses(*ip, port, private))).collect();
+        let listen =
+            config.listen_ips.iter().map(|ip| (*ip, transport::listen_addresses(*ip, port, private))).collect();
 
         let mut registry = MetricsRegistry::with_prefix("opengrid_network");
         let (transport, relay_client) = transport::build(&key, config.grid_key, &mut registry)?;
@@ -550,10 +550,6 @@ impl Actor {
         if let Err(error) = peer_cache::save(path, &peers) {
             tracing::warn!(path = %path.display(), %error, "the peer cache is not saved");
         }
-    }
-
-    pub(crate) fn nat_verdict(&self) -> Nat {
-        *self.shared.nat.read()
     }
 }
 

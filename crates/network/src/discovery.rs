@@ -100,7 +100,10 @@ pub(crate) struct Bootstrap {
 
 /// What an answer of the DHT is for.
 pub(crate) enum Query {
-    Providers { found: HashSet<PeerId>, reply: oneshot::Sender<Vec<NodeId>> },
+    Providers {
+        found: HashSet<PeerId>,
+        reply: oneshot::Sender<Vec<NodeId>>,
+    },
     /// Peers of a topic to which we are subscribed.
     Rendezvous,
     Lookup(PeerId),
@@ -249,11 +252,12 @@ mod tests {
         discovery.add_bootstrap(peer, "/ip4/10.0.0.2/tcp/1".parse().unwrap(), start);
         assert_eq!(discovery.bootstrap.len(), 1);
         let dials = |discovery: &mut Discovery, connected: bool| {
-            (0..240).filter(|tick| {
-                let now = start + Duration::from_secs(1) + Duration::from_millis(250) * *tick;
-                !discovery.due_bootstrap(now, |_| connected).is_empty()
-            })
-            .count()
+            (0..240)
+                .filter(|tick| {
+                    let now = start + Duration::from_secs(1) + Duration::from_millis(250) * *tick;
+                    !discovery.due_bootstrap(now, |_| connected).is_empty()
+                })
+                .count()
         };
         let count = dials(&mut discovery, false);
         assert!((5..=9).contains(&count), "{count} dials in a minute");

@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use libp2p::{
-    Multiaddr, PeerId,
-    autonat, dcutr,
+    Multiaddr, PeerId, autonat,
     core::ConnectedPoint,
-    gossipsub, identify, kad, mdns, ping, relay,
+    dcutr, gossipsub, identify, kad, mdns, ping, relay,
     swarm::{self, ConnectionId, SwarmEvent},
 };
 use opengrid_protocol::{NodeId, limits::RECORD_BYTES_MAX};
@@ -315,7 +314,9 @@ impl Actor {
     fn on_kad(&mut self, event: kad::Event) {
         match event {
             kad::Event::RoutingUpdated { is_new_peer: true, .. } => {
-                if self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum::<usize>() < SMALL_DHT {
+                if self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum::<usize>()
+                    < SMALL_DHT
+                {
                     self.discovery.nudge(Instant::now());
                 }
             }

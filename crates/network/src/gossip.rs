@@ -90,7 +90,12 @@ fn peer_scores() -> PeerScoreParams {
 }
 
 fn thresholds() -> PeerScoreThresholds {
-    PeerScoreThresholds { gossip_threshold: -20.0, publish_threshold: -40.0, graylist_threshold: -80.0, ..Default::default() }
+    PeerScoreThresholds {
+        gossip_threshold: -20.0,
+        publish_threshold: -40.0,
+        graylist_threshold: -80.0,
+        ..Default::default()
+    }
 }
 
 /// Invalid messages cost score; quiet peers are fine, since a topic may have a single author.

@@ -42,9 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::{
     address::{address_from_bytes, address_to_bytes},
-    config::{
-        Gossip, GossipValidator, KademliaMode, Limits, NetworkConfig, PeerAddress, StartError, Verdict,
-    },
+    config::{Gossip, GossipValidator, KademliaMode, Limits, NetworkConfig, PeerAddress, StartError, Verdict},
     dialing::DialError,
     nat::Nat,
     peers::PeerInfo,
@@ -279,7 +277,10 @@ impl Network {
     pub async fn providers(&self, root: ModelRoot) -> Vec<NodeId> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Providers { root, reply }).await;
-        timeout(PROVIDERS_TIMEOUT + Duration::from_secs(1), answer).await.map(Result::unwrap_or_default).unwrap_or_default()
+        timeout(PROVIDERS_TIMEOUT + Duration::from_secs(1), answer)
+            .await
+            .map(Result::unwrap_or_default)
+            .unwrap_or_default()
     }
 
     /// Disconnects a node and refuses it for five minutes.

@@ -5,13 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libp2p::{
-    Multiaddr, PeerId, Swarm,
-    core::transport::ListenerId,
-    kad,
-    multiaddr::Protocol,
-    relay,
-};
+use libp2p::{Multiaddr, PeerId, Swarm, core::transport::ListenerId, kad, multiaddr::Protocol, relay};
 
 use crate::{
     address::{self, Reach},
