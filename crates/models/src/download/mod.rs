@@ -98,6 +98,8 @@ pub struct FetchConfig {
     /// How long a connection to the hub may take to open, and to stay silent.
     pub connect_time_max: Duration,
     pub silence_time_max: Duration,
+    /// Commands that take pip's arguments; the first that this machine has is used.
+    pub package_tools: Vec<Vec<String>>,
     /// How long the package tool may take in all.
     pub package_time_max: Duration,
 }
@@ -113,6 +115,7 @@ impl Default for FetchConfig {
             chunk_time_max: Duration::from_secs(60),
             connect_time_max: Duration::from_secs(5),
             silence_time_max: Duration::from_secs(30),
+            package_tools: package::default_tools(),
             package_time_max: Duration::from_secs(3600),
         }
     }

@@ -18,8 +18,11 @@ use crate::store::{Partial, StoreError};
 const COPY_BYTES: usize = 1024 * 1024;
 const COMPLAINT_BYTES_MAX: u64 = 64 * 1024;
 const WATCH_EVERY: Duration = Duration::from_millis(250);
-/// `pip`, or where that is missing the module of either Python.
-const TOOLS: [&[&str]; 3] = [&["python3", "-m", "pip"], &["pip"], &["python", "-m", "pip"]];
+/// pip as a module of Python, or by itself where Python has another name.
+pub(super) fn default_tools() -> Vec<Vec<String>> {
+    let tools: [&[&str]; 3] = [&["python3", "-m", "pip"], &["pip"], &["python", "-m", "pip"]];
+    tools.map(|tool| tool.iter().map(|word| (*word).to_owned()).collect()).into()
+}
 
 fn unavailable(why: impl Into<String>) -> SourceError {
     SourceError::Unavailable(why.into())
@@ -36,7 +39,7 @@ pub(super) async fn fetch(
     meter.phase(Phase::Downloading);
     let directory = partial.with(|partial| partial.scratch()).await?;
     let package = format!("{name}=={version}");
-    let download = download(&package, &directory, meter);
+    let download = download(&config.package_tools, &package, &directory, meter);
     let downloaded = tokio::time::timeout(config.package_time_max, download)
         .await
         .map_err(|_| unavailable(format!("pip took over {} s", config.package_time_max.as_secs())))?;
@@ -49,9 +52,9 @@ pub(super) async fn fetch(
 }
 
 /// Runs the first tool that this machine has.
-async fn download(package: &str, directory: &Path, meter: &Meter) -> Result<(), SourceError> {
+async fn download(tools: &[Vec<String>], package: &str, directory: &Path, meter: &Meter) -> Result<(), SourceError> {
     let mut complaint = None;
-    for tool in TOOLS {
+    for tool in tools {
         match run(tool, package, directory, meter).await {
             Ok(()) => return Ok(()),
             Err(Complaint::Missing) => {}
@@ -71,11 +74,12 @@ enum Complaint {
     Failed(String),
 }
 
-async fn run(tool: &[&str], package: &str, directory: &Path, meter: &Meter) -> Result<(), Complaint> {
+async fn run(tool: &[String], package: &str, directory: &Path, meter: &Meter) -> Result<(), Complaint> {
     let failed = |why: String| Complaint::Failed(why);
     // Wheels only: a source package would run its own code to be built. Temporary files stay on the store's disk.
-    let mut child = Command::new(tool[0])
-        .args(&tool[1..])
+    let Some((program, first)) = tool.split_first() else { return Err(Complaint::Missing) };
+    let mut child = Command::new(program)
+        .args(first)
         .args(["download", "--no-deps", "--only-binary=:all:", "--no-input", "--no-cache-dir", "--quiet"])
         .args(["--disable-pip-version-check", "-d"])
         .arg(directory)
@@ -88,7 +92,7 @@ async fn run(tool: &[&str], package: &str, directory: &Path, meter: &Meter) -> R
         .spawn()
         .map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Complaint::Missing,
-            _ => failed(format!("{} cannot be started: {error}", tool[0])),
+            _ => failed(format!("{program} cannot be started: {error}")),
         })?;
     let mut words = Vec::new();
     let stderr = child.stderr.take();

@@ -248,8 +248,9 @@ impl<'a> Swarm<'a> {
                 meter.done(partial.with(write).await?);
             }
             Ok(Err(lie)) => {
-                self.source.misbehaved(node, &lie.to_string());
-                self.peers.remove(&node);
+                if self.peers.remove(&node).is_some() {
+                    self.source.misbehaved(node, &lie.to_string());
+                }
                 self.requeue(index);
             }
             Err(error) => {

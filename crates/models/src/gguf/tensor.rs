@@ -47,11 +47,12 @@ fn read<'a>(cursor: &mut Cursor<'a>) -> Result<Tensor<'a>, GgufError> {
         .try_fold(1_u64, |product, size| product.checked_mul(*size))
         .filter(|elements| *elements <= i64::MAX as u64)
         .ok_or_else(|| invalid(name, at, format!("{dimensions:?} elements are more than 63 bits can count")))?;
-    let bytes = kind.bytes(elements, dimensions[0]).ok_or_else(|| {
+    if !dimensions[0].is_multiple_of(kind.block_elements) {
         let why =
             format!("rows of {} elements do not fit {} blocks of {}", dimensions[0], kind.name, kind.block_elements);
-        invalid(name, at, why)
-    })?;
+        return Err(invalid(name, at, why));
+    }
+    let bytes = kind.bytes(elements).ok_or_else(|| invalid(name, at, "its size is beyond 64 bits".into()))?;
     Ok(Tensor { name, dimensions, kind, offset, bytes, elements })
 }
 

@@ -57,12 +57,8 @@ impl GgmlType {
         TYPES.iter().find(|kind| kind.number == number).copied()
     }
 
-    /// Bytes of `elements` values that come in rows of `row_elements`; `None` when rows do not divide into blocks or
-    /// the size overflows.
-    pub fn bytes(self, elements: u64, row_elements: u64) -> Option<u64> {
-        if !row_elements.is_multiple_of(self.block_elements) {
-            return None;
-        }
+    /// Bytes of `elements` values, which fill whole blocks; `None` on overflow.
+    pub fn bytes(self, elements: u64) -> Option<u64> {
         (elements / self.block_elements).checked_mul(self.block_bytes)
     }
 }
