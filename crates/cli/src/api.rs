@@ -195,7 +195,9 @@ fn message_of(status: StatusCode, body: &[u8]) -> String {
 pub fn rows<T: DeserializeOwned>(answer: &Value, key: &str) -> anyhow::Result<Vec<T>> {
     let list = if answer.is_array() { answer } else { answer.get(key).unwrap_or(answer) };
     serde_json::from_value(list.clone()).with_context(|| {
-        format!("the node's list of {key} has an unknown shape: node and command are of different versions, update both")
+        format!(
+            "the node's list of {key} has an unknown shape: node and command are of different versions, update both"
+        )
     })
 }
 
@@ -206,7 +208,12 @@ mod tests {
 
     #[test]
     fn addresses_are_taken_with_and_without_the_openai_path() {
-        for text in ["http://127.0.0.1:8470", "http://127.0.0.1:8470/", "http://127.0.0.1:8470/v1", " http://127.0.0.1:8470/v1/ "] {
+        for text in [
+            "http://127.0.0.1:8470",
+            "http://127.0.0.1:8470/",
+            "http://127.0.0.1:8470/v1",
+            " http://127.0.0.1:8470/v1/ ",
+        ] {
             assert_eq!(base_url(text).unwrap().as_str(), "http://127.0.0.1:8470/");
         }
         for text in ["127.0.0.1:8470", "ftp://x", "", "http://", "http://x/?a=b"] {

@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 #[command(
     name = "opengrid",
     version,
-    about,
+    about = "Volunteers' computers run language models together.",
     arg_required_else_help = true,
     disable_help_subcommand = true,
     after_help = "a first try: `opengrid up` in one terminal, `opengrid run smollm2-135m` in another"
@@ -46,7 +46,7 @@ pub enum Command {
     #[command(visible_alias = "list")]
     Ls(LsArgs),
     /// Show all that is known of a model
-    Show(ModelArgs),
+    Show(ShowArgs),
     /// Remove models from the store
     Rm(RmArgs),
     /// Show what the running node serves and how busy it is
@@ -165,9 +165,12 @@ pub struct LsArgs {
 }
 
 #[derive(Args, Debug)]
-pub struct ModelArgs {
+pub struct ShowArgs {
     /// Model id, see `opengrid ls`
     pub model: String,
+    /// Print only where its file lies
+    #[arg(long)]
+    pub path: bool,
 }
 
 #[derive(Args, Debug)]

@@ -222,7 +222,10 @@ mod tests {
     #[test]
     fn chunks_become_an_answer() {
         let mut answer = Answer { worker: Some("12D3KooWabcdefgh".into()), ..Answer::default() };
-        assert_eq!(take(&mut answer, r#"{"choices":[{"delta":{"role":"assistant"},"finish_reason":null}]}"#).unwrap(), "");
+        assert_eq!(
+            take(&mut answer, r#"{"choices":[{"delta":{"role":"assistant"},"finish_reason":null}]}"#).unwrap(),
+            ""
+        );
         assert_eq!(answer.seconds_to_first_token, None);
         assert_eq!(take(&mut answer, r#"{"choices":[{"delta":{"content":"a\u001b[2J"}}]}"#).unwrap(), "a[2J");
         take(&mut answer, r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#).unwrap();

@@ -44,7 +44,10 @@ impl Context {
             Some(text) if level(text).is_none() => text.clone(),
             _ => filter(log.level),
         };
-        logging::start(&filter, if log.format == LogFormat::Json { logging::Format::Json } else { logging::Format::Text })
+        logging::start(
+            &filter,
+            if log.format == LogFormat::Json { logging::Format::Json } else { logging::Format::Text },
+        )
     }
 }
 
@@ -88,7 +91,8 @@ mod tests {
     #[test]
     fn every_flag_of_up_reaches_its_setting_and_beats_the_file() {
         let home = tempfile::tempdir().unwrap();
-        std::fs::write(home.path().join("config.toml"), "[api]\nlisten = \"127.0.0.1:9\"\n[network]\np2p_port = 9\n").unwrap();
+        std::fs::write(home.path().join("config.toml"), "[api]\nlisten = \"127.0.0.1:9\"\n[network]\np2p_port = 9\n")
+            .unwrap();
         let up = UpArgs {
             listen: Some("127.0.0.1:8".parse().unwrap()),
             p2p_port: Some(7),

@@ -116,15 +116,17 @@ pub async fn run(api: Api, settings: Settings, system: Option<String>) -> anyhow
 
 /// Reads on a thread of its own, as editing blocks. `None`: the end of input.
 async fn next_line(mut reader: Reader) -> anyhow::Result<(Reader, Option<String>)> {
-    let read = tokio::task::spawn_blocking(move || loop {
-        match reader.readline(">>> ") {
-            Ok(line) => {
-                let kept = reader.add_history_entry(line.as_str()).map(|_| Some(line));
-                return (reader, kept);
+    let read = tokio::task::spawn_blocking(move || {
+        loop {
+            match reader.readline(">>> ") {
+                Ok(line) => {
+                    let kept = reader.add_history_entry(line.as_str()).map(|_| Some(line));
+                    return (reader, kept);
+                }
+                Err(ReadlineError::Interrupted) => eprintln!("(/bye or Ctrl-D ends)"),
+                Err(ReadlineError::Eof) => return (reader, Ok(None)),
+                Err(error) => return (reader, Err(error)),
             }
-            Err(ReadlineError::Interrupted) => eprintln!("(/bye or Ctrl-D ends)"),
-            Err(ReadlineError::Eof) => return (reader, Ok(None)),
-            Err(error) => return (reader, Err(error)),
         }
     });
     let (reader, line) = read.await?;

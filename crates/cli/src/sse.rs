@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_the_stream_is_cut() {
-        let stream = ": keep-alive\n\ndata: {\"a\":\"é\"}\n\ndata: x\ndata: y\r\n\r\nevent: e\n\ndata: [DONE]\n\n".as_bytes();
+        let stream =
+            ": keep-alive\n\ndata: {\"a\":\"é\"}\n\ndata: x\ndata: y\r\n\r\nevent: e\n\ndata: [DONE]\n\n".as_bytes();
         let expected = ["{\"a\":\"é\"}", "x\ny", "[DONE]"];
         for size in 1..stream.len() {
             let mut events = Events::default();

@@ -1,0 +1,154 @@
+//! From settings to what a node is told.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+use anyhow::Context as _;
+use opengrid_node::config::{EngineKind, EngineSettings, Mode, NetworkSettings, NodeConfig, Role, Serve};
+
+use crate::{
+    config::{self, EngineMode, Limits, ServeModels},
+    context::Context,
+    errors::usage,
+    joins,
+};
+
+/// Speed of one stream of the fake engine, and how many it runs unless told.
+const FAKE_TOKENS_PER_S: f32 = 50.0;
+const FAKE_SLOTS: u16 = 256;
+/// A swarm key file of three short lines, or 64 hexadecimal digits.
+const GRID_KEY_BYTES_MAX: u64 = 1_024;
+
+/// `address`: where the API listens.
+///
+/// # Errors
+/// When the grid key, a kept invite or the program's own path cannot be read.
+pub fn of(context: &Context, address: SocketAddr) -> anyhow::Result<NodeConfig> {
+    let config = &context.settings.config;
+    let mut join = config.network.join.clone();
+    join.extend(joins::read(&context.home)?);
+    Ok(NodeConfig {
+        home: context.home.clone(),
+        api: reachable(address),
+        network: NetworkSettings {
+            p2p_port: config.network.p2p_port,
+            join,
+            mdns: config.network.mdns,
+            upnp: config.network.upnp,
+            relay_server: config.network.relay,
+            grid_key: config.network.grid_key.as_deref().map(grid_key).transpose()?,
+        },
+        serve: serve(&config.serve.models),
+        role: match config.node.role {
+            config::Role::Auto => Role::Auto,
+            config::Role::Edge => Role::Edge,
+            config::Role::Worker => Role::Worker,
+        },
+        catalogue_file: Some(config.models.dir.join(opengrid_models::catalogue::FILE_NAME))
+            .filter(|file| file.exists()),
+        models_dir: config.models.dir.clone(),
+        program: std::env::current_exe().context("the program's own path is unknown")?,
+        engine: engine(&config.serve, &config.limits),
+        grace: context.grace,
+    })
+}
+
+/// Where a client on this machine reaches the listener.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn serve(models: &ServeModels) -> Serve {
+    match models {
+        ServeModels::Auto => Serve::Auto,
+        ServeModels::None => Serve::None,
+        ServeModels::These(ids) => Serve::Models(ids.clone()),
+    }
+}
+
+fn engine(serve: &config::Serve, limits: &Limits) -> EngineSettings {
+    let slots = serve.slots.map(|slots| u16::try_from(slots.get()).unwrap_or(u16::MAX));
+    let fake = EngineKind::Fake { tokens_per_s: FAKE_TOKENS_PER_S, slots: slots.unwrap_or(FAKE_SLOTS) };
+    EngineSettings {
+        kind: if serve.engine == EngineMode::Fake { fake } else { EngineKind::Embedded },
+        mode: if serve.engine == EngineMode::Fast { Mode::Fast } else { Mode::Exact },
+        threads: serve.threads.map(|threads| threads.get()).or_else(|| share_of_cores(limits.cpu_percent)),
+        slots,
+        context_tokens: serve.context_tokens.map(|tokens| tokens.get()),
+        kv_budget_bytes: serve.kv_budget_mb.map(|budget| u64::from(budget.get()) << 20),
+        prefill_chunk: None,
+        gpu_layers: serve.gpu_layers,
+        queue_max: serve.queue,
+    }
+}
+
+/// `None`: no limit, so what the host recommends.
+fn share_of_cores(percent: u32) -> Option<u32> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    (percent < 100).then(|| (cores * percent / 100).max(1))
+}
+
+/// The key of a private grid: 64 hexadecimal digits, alone or in the last line of a libp2p `swarm.key`.
+fn grid_key(path: &Path) -> anyhow::Result<[u8; 32]> {
+    let shown = path.display();
+    let text = read_bounded(path).map_err(|error| usage(format!("the grid key {shown} cannot be read: {error}")))?;
+    let digits = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("");
+    let mut key = [0; 32];
+    hex::decode_to_slice(digits, &mut key).map_err(|_| {
+        usage(format!("{shown} is no grid key: it holds 64 hexadecimal digits (`openssl rand -hex 32` makes them)"))
+    })?;
+    Ok(key)
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > GRID_KEY_BYTES_MAX {
+        return Err(io::Error::other(format!("it is over {GRID_KEY_BYTES_MAX} bytes")));
+    }
+    fs::read_to_string(path)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::args::{Global, UpArgs};
+
+    #[test]
+    fn settings_reach_the_node() {
+        let home = tempfile::tempdir().unwrap();
+        let text = "[serve]\nmodels = \"none\"\nengine = \"fast\"\nkv_budget_mb = 3\n[network]\nmdns = false\n";
+        fs::write(home.path().join("config.toml"), text).unwrap();
+        let global = Global { home: Some(home.path().to_owned()), json: false, log: None };
+        let context = Context::load(&global, Some(&UpArgs::default())).unwrap();
+        let config = of(&context, "0.0.0.0:9".parse().unwrap()).unwrap();
+        assert_eq!(config.api.to_string(), "127.0.0.1:9");
+        assert_eq!(config.serve, Serve::None);
+        assert_eq!(config.engine.mode, Mode::Fast);
+        assert_eq!(config.engine.kv_budget_bytes, Some(3 << 20));
+        assert!(!config.network.mdns);
+    }
+
+    #[test]
+    fn grid_keys_are_read_in_both_forms() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("key");
+        let digits = "ab".repeat(32);
+        for text in [digits.clone(), format!("{digits}\n"), format!("/key/swarm/psk/1.0.0/\n/base16/\n{digits}\n")] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(grid_key(&path).unwrap(), [0xab; 32]);
+        }
+        for text in ["", "abcd", &"zz".repeat(32), &"ab".repeat(600)] {
+            fs::write(&path, text).unwrap();
+            assert!(grid_key(&path).is_err(), "{text}");
+        }
+        assert!(grid_key(&home.path().join("none")).is_err());
+    }
+}
