@@ -97,6 +97,8 @@ pub struct Gateway {
     pub requests: Arc<Semaphore>,
     /// One permit is one KiB.
     pub bodies: Arc<Semaphore>,
+    /// Templates that may render at once: they are work for the processor, more would only add threads.
+    pub rendering: Semaphore,
     pub events: native_api::events::Snapshots,
     pub shutdown: CancellationToken,
 }
@@ -188,6 +190,7 @@ impl Gateway {
             templates: TemplateCache::default(),
             requests: Arc::new(Semaphore::new(config.requests_max)),
             bodies: Arc::new(Semaphore::new(config.bodies_bytes_max / 1024)),
+            rendering: Semaphore::new(std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2)),
             events: native_api::events::Snapshots::new(config.subscribers_max, config.snapshot_every),
             grid,
             config,

@@ -159,6 +159,7 @@ async fn chat_prompt(
     let messages = messages.into_iter().enumerate().map(|(at, m)| flatten(at, m)).collect::<Result<Vec<_>, _>>()?;
     let template = gateway.templates.get(text.chat_template())?;
     let (bos, eos) = (text.bos_text().to_owned(), text.eos_text().to_owned());
+    let turn = gateway.rendering.acquire().await.map_err(|error| GridError::Internal(error.to_string()))?;
     // A stranger's template may use all its fuel: that must not hold up other requests.
     let rendered = tokio::task::spawn_blocking(move || {
         let prompt = template.render(&messages, &bos, &eos)?;
@@ -167,6 +168,7 @@ async fn chat_prompt(
     });
     let (prompt, begins_with_bos) =
         rendered.await.map_err(|error| ApiError::from(GridError::Internal(error.to_string())))??;
+    drop(turn);
     let tokens = text.tokenize(&prompt, text.adds_bos() && !begins_with_bos, true).await?;
     Ok(Prompt { tokens, echo: None })
 }
