@@ -12,14 +12,10 @@ const ROUNDS: u32 = 400;
 fn logits(spread: f32) -> Vec<f32> {
     let mut state = 1u64;
     let mut uniform = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1 << 24) as f32
     };
-    (0..VOCABULARY)
-        .map(|_| ((0..6).map(|_| uniform()).sum::<f32>() - 3.0) * 1.4 * spread)
-        .collect()
+    (0..VOCABULARY).map(|_| ((0..6).map(|_| uniform()).sum::<f32>() - 3.0) * 1.4 * spread).collect()
 }
 
 fn time(name: &str, mut work: impl FnMut(u32)) {
@@ -33,50 +29,16 @@ fn time(name: &str, mut work: impl FnMut(u32)) {
 }
 
 fn main() {
-    let seeded = Sampling {
-        seed: 7,
-        temperature: 1.0,
-        ..Sampling::greedy()
-    };
+    let seeded = Sampling { seed: 7, temperature: 1.0, ..Sampling::greedy() };
     let cases = [
         ("greedy", 3.0, Sampling::greedy()),
         ("T=1, all tokens", 3.0, seeded.clone()),
         ("T=1, all tokens, flat logits", 0.0, seeded.clone()),
-        (
-            "T=0.8, top-k 40, top-p 0.95",
-            3.0,
-            Sampling {
-                temperature: 0.8,
-                top_k: 40,
-                top_p: 0.95,
-                ..seeded.clone()
-            },
-        ),
-        (
-            "T=1, top-p 0.95",
-            3.0,
-            Sampling {
-                top_p: 0.95,
-                ..seeded.clone()
-            },
-        ),
-        (
-            "T=1, min-p 0.05",
-            3.0,
-            Sampling {
-                min_p: 0.05,
-                ..seeded.clone()
-            },
-        ),
-        (
-            "T=1, all penalties",
-            3.0,
-            Sampling {
-                repeat_penalty: 1.1,
-                presence_penalty: 0.5,
-                ..seeded
-            },
-        ),
+        ("T=0.8, top-k 40, top-p 0.95", 3.0, Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, ..seeded.clone() }),
+        ("T=1, top-p 0.95, peaked", 4.5, Sampling { top_p: 0.95, ..seeded.clone() }),
+        ("T=1, top-p 0.95", 3.0, Sampling { top_p: 0.95, ..seeded.clone() }),
+        ("T=1, min-p 0.05", 3.0, Sampling { min_p: 0.05, ..seeded.clone() }),
+        ("T=1, all penalties", 3.0, Sampling { repeat_penalty: 1.1, presence_penalty: 0.5, ..seeded }),
     ];
     for (name, spread, sampling) in cases {
         let raw = logits(spread);

@@ -31,19 +31,10 @@ impl Best {
 /// Draws from all tokens. `likely` is where the search starts (the largest logit prunes most); any valid id gives the
 /// same result.
 pub(crate) fn draw(logits: &[f32], likely: Token, inverse_temperature: f64, key: StepKey) -> Token {
-    let mut best = Best {
-        score: score(logits[likely as usize], likely, inverse_temperature, key),
-        token: likely,
-    };
+    let mut best = Best { score: score(logits[likely as usize], likely, inverse_temperature, key), token: likely };
     let (blocks, rest) = logits.as_chunks::<BLOCK>();
     for (index, block) in blocks.iter().enumerate() {
-        draw_block(
-            block,
-            (index * BLOCK) as Token,
-            inverse_temperature,
-            key,
-            &mut best,
-        );
+        draw_block(block, (index * BLOCK) as Token, inverse_temperature, key, &mut best);
     }
     for (offset, logit) in rest.iter().enumerate() {
         let token = (blocks.len() * BLOCK + offset) as Token;
@@ -53,45 +44,22 @@ pub(crate) fn draw(logits: &[f32], likely: Token, inverse_temperature: f64, key:
 }
 
 /// Draws from `survivors`, in any order.
-pub(crate) fn draw_among(
-    logits: &[f32],
-    survivors: &[Token],
-    inverse_temperature: f64,
-    key: StepKey,
-) -> Token {
-    let mut best = Best {
-        score: f64::NEG_INFINITY,
-        token: Token::MAX,
-    };
+pub(crate) fn draw_among(logits: &[f32], survivors: &[Token], inverse_temperature: f64, key: StepKey) -> Token {
+    let mut best = Best { score: f64::NEG_INFINITY, token: Token::MAX };
     for &token in survivors {
-        consider(
-            logits[token as usize],
-            token,
-            inverse_temperature,
-            key,
-            &mut best,
-        );
+        consider(logits[token as usize], token, inverse_temperature, key, &mut best);
     }
     best.token
 }
 
 /// The loop over the block has no branch, so that it compiles to vector instructions.
 #[inline(always)]
-fn draw_block(
-    block: &[f32; BLOCK],
-    first: Token,
-    inverse_temperature: f64,
-    key: StepKey,
-    best: &mut Best,
-) {
+fn draw_block(block: &[f32; BLOCK], first: Token, inverse_temperature: f64, key: StepKey, best: &mut Best) {
     let mut bounds = [0.0; BLOCK];
     for (offset, bound) in bounds.iter_mut().enumerate() {
-        *bound = f64::from(block[offset]) * inverse_temperature
-            + gumbel_bound(key, first + offset as Token);
+        *bound = f64::from(block[offset]) * inverse_temperature + gumbel_bound(key, first + offset as Token);
     }
-    let candidates = bounds
-        .iter()
-        .fold(0u32, |count, bound| count + u32::from(*bound >= best.score));
+    let candidates = bounds.iter().fold(0u32, |count, bound| count + u32::from(*bound >= best.score));
     if candidates == 0 {
         return;
     }
@@ -161,10 +129,7 @@ mod tests {
         for token in 0..300_000 {
             let (value, bound) = (gumbel(key, token), gumbel_bound(key, token));
             assert!(bound >= value + MARGIN / 2.0, "{token}: {bound} < {value}");
-            assert!(
-                value < 3.0 || bound - value < 0.1,
-                "{token}: {bound} is far above {value}"
-            );
+            assert!(value < 3.0 || bound - value < 0.1, "{token}: {bound} is far above {value}");
         }
     }
 
@@ -188,16 +153,10 @@ mod tests {
         for step in 0..40 {
             let noise = StepKey::new(77, 1, step);
             let spread = [0.0, 1.0, 4.0, 12.0][step as usize % 4];
-            let mut logits: Vec<f32> = (0..49_152)
-                .map(|token| (gumbel(noise, token) * spread) as f32)
-                .collect();
+            let mut logits: Vec<f32> = (0..49_152).map(|token| (gumbel(noise, token) * spread) as f32).collect();
             let best = numeric::clean_and_find_best(&mut logits);
             let key = StepKey::new(5, 0, step);
-            assert_eq!(
-                draw(&logits, best, 1.25, key),
-                naive(&logits, 1.25, key),
-                "step {step}"
-            );
+            assert_eq!(draw(&logits, best, 1.25, key), naive(&logits, 1.25, key), "step {step}");
         }
     }
 

@@ -17,6 +17,7 @@ mod logprobs;
 mod numeric;
 mod penalties;
 mod prf;
+mod ranking;
 mod truncation;
 
 use opengrid_protocol::{Sampling, session::Token};
@@ -36,10 +37,7 @@ impl Sampler {
     /// [`Sampling::check`] says which parameters make sense; others do not panic here (a temperature that is not
     /// positive is greedy, a `top_p` or `min_p` that is not a number is off).
     pub fn new(sampling: &Sampling, prompt: &[Token], answer_so_far: &[Token]) -> Self {
-        Self {
-            sampling: sampling.clone(),
-            penalties: penalties::Penalties::new(sampling, prompt, answer_so_far),
-        }
+        Self { sampling: sampling.clone(), penalties: penalties::Penalties::new(sampling, prompt, answer_so_far) }
     }
 
     /// Draws the token with index `step` in the answer (the first is 0) and does not [`accept`](Self::accept) it.
@@ -49,10 +47,7 @@ impl Sampler {
     pub fn pick(&mut self, logits: &mut [f32], step: u32) -> Token {
         self.penalties.apply(&self.sampling, logits);
         let best = numeric::clean_and_find_best(logits);
-        let best_logit = logits
-            .get(best as usize)
-            .copied()
-            .unwrap_or(f32::NEG_INFINITY);
+        let best_logit = logits.get(best as usize).copied().unwrap_or(f32::NEG_INFINITY);
         let random = self.sampling.temperature > 0.0;
         if !random || best_logit == f32::NEG_INFINITY {
             return best;

@@ -4,7 +4,7 @@ use opengrid_protocol::session::Token;
 
 use crate::{
     numeric::{clean, sum_exp},
-    truncation::{best_of, token_of},
+    ranking::{best_of, token_of},
 };
 
 /// Stands for everything less probable, minus infinity included, so that every value is finite.
@@ -14,34 +14,17 @@ pub const LOGPROB_MIN: f32 = -9_999.0;
 /// id first among equals. `logits` are raw, one per token of the vocabulary; a token outside it has [`LOGPROB_MIN`].
 pub fn logprobs(logits: &[f32], token: Token, top_n: u8) -> (f32, Vec<(Token, f32)>) {
     let best = best_of(logits, usize::from(top_n).max(1));
-    let logit = |token: Token| {
-        logits
-            .get(token as usize)
-            .copied()
-            .map_or(f32::NEG_INFINITY, clean)
-    };
-    let largest = best
-        .first()
-        .map_or(f32::NEG_INFINITY, |ranked| logit(token_of(*ranked)));
+    let logit = |token: Token| logits.get(token as usize).copied().map_or(f32::NEG_INFINITY, clean);
+    let largest = best.first().map_or(f32::NEG_INFINITY, |ranked| logit(token_of(*ranked)));
     if largest == f32::NEG_INFINITY {
-        return (
-            LOGPROB_MIN,
-            best.iter()
-                .take(top_n.into())
-                .map(|r| (token_of(*r), LOGPROB_MIN))
-                .collect(),
-        );
+        return (LOGPROB_MIN, best.iter().take(top_n.into()).map(|r| (token_of(*r), LOGPROB_MIN)).collect());
     }
     let log_sum = libm::log(sum_exp(logits, largest, 1.0));
     let logprob = |token: Token| {
         let value = (f64::from(logit(token)) - f64::from(largest)) - log_sum;
         (value as f32).max(LOGPROB_MIN)
     };
-    let top = best
-        .iter()
-        .take(top_n.into())
-        .map(|ranked| token_of(*ranked))
-        .map(|token| (token, logprob(token)));
+    let top = best.iter().take(top_n.into()).map(|ranked| token_of(*ranked)).map(|token| (token, logprob(token)));
     (logprob(token), top.collect())
 }
 
@@ -62,15 +45,9 @@ mod tests {
     #[test]
     fn broken_input_stays_finite() {
         assert_eq!(logprobs(&[], 7, 5), (LOGPROB_MIN, vec![]));
-        assert_eq!(
-            logprobs(&[f32::NAN], 0, 1),
-            (LOGPROB_MIN, vec![(0, LOGPROB_MIN)])
-        );
+        assert_eq!(logprobs(&[f32::NAN], 0, 1), (LOGPROB_MIN, vec![(0, LOGPROB_MIN)]));
         assert_eq!(logprobs(&[1.0, f32::NAN], 1, 0), (LOGPROB_MIN, vec![]));
-        assert_eq!(
-            logprobs(&[f32::INFINITY, 3e38, 0.0], 2, 1),
-            (LOGPROB_MIN, vec![(0, 0.0)])
-        );
+        assert_eq!(logprobs(&[f32::INFINITY, 3e38, 0.0], 2, 1), (LOGPROB_MIN, vec![(0, 0.0)]));
     }
 
     proptest! {

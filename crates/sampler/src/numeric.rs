@@ -8,11 +8,7 @@ const LANES: usize = 16;
 /// of bits is the order of values).
 #[inline(always)]
 pub(crate) fn clean(logit: f32) -> f32 {
-    let number = if logit.is_nan() {
-        f32::NEG_INFINITY
-    } else {
-        logit
-    };
+    let number = if logit.is_nan() { f32::NEG_INFINITY } else { logit };
     let finite = if number > f32::MAX { f32::MAX } else { number };
     finite + 0.0
 }
@@ -21,10 +17,7 @@ pub(crate) fn clean(logit: f32) -> f32 {
 pub(crate) fn clean_and_find_best(logits: &mut [f32]) -> Token {
     logits.iter_mut().for_each(|logit| *logit = clean(*logit));
     let largest = largest(logits);
-    logits
-        .iter()
-        .position(|logit| *logit == largest)
-        .unwrap_or(0) as Token
+    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as Token
 }
 
 /// The largest of cleaned logits, minus infinity if there are none.
@@ -37,11 +30,7 @@ pub(crate) fn largest(logits: &[f32]) -> f32 {
             lanes[lane] = larger(lanes[lane], chunk[lane]);
         }
     }
-    lanes
-        .iter()
-        .chain(rest)
-        .copied()
-        .fold(f32::NEG_INFINITY, larger)
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
 /// The sum of exp(scale · (logit - largest)) over all logits (cleaned here), `largest` being finite. Lane i adds up
@@ -55,11 +44,7 @@ pub(crate) fn sum_exp(logits: &[f32], largest: f32, scale: f64) -> f64 {
             lanes[lane] += term(chunk[lane]);
         }
     }
-    lanes
-        .iter()
-        .copied()
-        .chain(rest.iter().map(|logit| term(*logit)))
-        .fold(0.0, |sum, term| sum + term)
+    lanes.iter().copied().chain(rest.iter().map(|logit| term(*logit))).fold(0.0, |sum, term| sum + term)
 }
 
 /// exp(x) for x <= 0 to about 1e-15, 0 below -708. Cody-Waite reduction by powers of two, then Taylor to the 13th
@@ -110,10 +95,7 @@ mod tests {
     fn broken_logits_become_ordered_numbers() {
         let mut logits = [f32::NAN, f32::INFINITY, -0.0, f32::NEG_INFINITY, f32::MAX];
         assert_eq!(clean_and_find_best(&mut logits), 1);
-        assert_eq!(
-            logits.map(f32::to_bits),
-            [0xff80_0000, 0x7f7f_ffff, 0, 0xff80_0000, 0x7f7f_ffff]
-        );
+        assert_eq!(logits.map(f32::to_bits), [0xff80_0000, 0x7f7f_ffff, 0, 0xff80_0000, 0x7f7f_ffff]);
         assert_eq!(clean_and_find_best(&mut []), 0);
         assert_eq!(clean_and_find_best(&mut [f32::NAN, f32::NAN]), 0);
     }

@@ -20,18 +20,12 @@ impl Penalties {
         let mut penalties = Self {
             counts_answer: sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0,
             answer: BTreeMap::new(),
-            window_tokens_max: if repeats {
-                sampling.repeat_last_n as usize
-            } else {
-                0
-            },
+            window_tokens_max: if repeats { sampling.repeat_last_n as usize } else { 0 },
             window: VecDeque::new(),
             recent: BTreeMap::new(),
         };
         let last = prompt.len().saturating_sub(penalties.window_tokens_max);
-        prompt[last..]
-            .iter()
-            .for_each(|token| penalties.remember(*token));
+        prompt[last..].iter().for_each(|token| penalties.remember(*token));
         answer.iter().for_each(|token| penalties.accept(*token));
         penalties
     }
@@ -70,11 +64,7 @@ impl Penalties {
         for token in self.recent.keys() {
             if let Some(logit) = logits.get_mut(*token as usize) {
                 let factor = sampling.repeat_penalty;
-                *logit = if *logit > 0.0 {
-                    *logit / factor
-                } else {
-                    *logit * factor
-                };
+                *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
             }
         }
         for (token, count) in &self.answer {
@@ -90,12 +80,7 @@ impl Penalties {
 mod tests {
     use super::*;
 
-    fn applied(
-        sampling: &Sampling,
-        prompt: &[Token],
-        answer: &[Token],
-        logits: &[f32],
-    ) -> Vec<f32> {
+    fn applied(sampling: &Sampling, prompt: &[Token], answer: &[Token], logits: &[f32]) -> Vec<f32> {
         let mut logits = logits.to_vec();
         Penalties::new(sampling, prompt, answer).apply(sampling, &mut logits);
         logits
@@ -103,32 +88,15 @@ mod tests {
 
     #[test]
     fn presence_counts_once_and_frequency_every_time_in_the_answer_only() {
-        let sampling = Sampling {
-            presence_penalty: 0.5,
-            frequency_penalty: 0.25,
-            ..Sampling::greedy()
-        };
-        assert_eq!(
-            applied(&sampling, &[0, 0], &[1, 2, 2], &[1.0; 4]),
-            [1.0, 0.25, 0.0, 1.0]
-        );
+        let sampling = Sampling { presence_penalty: 0.5, frequency_penalty: 0.25, ..Sampling::greedy() };
+        assert_eq!(applied(&sampling, &[0, 0], &[1, 2, 2], &[1.0; 4]), [1.0, 0.25, 0.0, 1.0]);
     }
 
     #[test]
     fn the_repeat_penalty_looks_back_over_prompt_and_answer() {
-        let sampling = Sampling {
-            repeat_penalty: 2.0,
-            repeat_last_n: 3,
-            ..Sampling::greedy()
-        };
-        assert_eq!(
-            applied(&sampling, &[0, 1, 2], &[3], &[4.0, 4.0, -4.0, 0.0]),
-            [4.0, 2.0, -8.0, 0.0]
-        );
-        let off = Sampling {
-            repeat_last_n: 0,
-            ..sampling
-        };
+        let sampling = Sampling { repeat_penalty: 2.0, repeat_last_n: 3, ..Sampling::greedy() };
+        assert_eq!(applied(&sampling, &[0, 1, 2], &[3], &[4.0, 4.0, -4.0, 0.0]), [4.0, 2.0, -8.0, 0.0]);
+        let off = Sampling { repeat_last_n: 0, ..sampling };
         assert_eq!(applied(&off, &[0, 1, 2], &[3], &[4.0; 4]), [4.0; 4]);
     }
 
@@ -140,9 +108,6 @@ mod tests {
             logit_bias: vec![(0, 3.0), (0, 1.0), (u32::MAX, 1.0)],
             ..Sampling::greedy()
         };
-        assert_eq!(
-            applied(&sampling, &[u32::MAX], &[0, u32::MAX], &[-1.0]),
-            [0.5]
-        );
+        assert_eq!(applied(&sampling, &[u32::MAX], &[0, u32::MAX], &[-1.0]), [0.5]);
     }
 }

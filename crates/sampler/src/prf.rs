@@ -18,20 +18,11 @@ impl StepKey {
     pub(crate) fn new(seed: u64, choice: u32, step: u32) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(DOMAIN).update(&seed.to_le_bytes());
-        hasher
-            .update(&choice.to_le_bytes())
-            .update(&step.to_le_bytes());
+        hasher.update(&choice.to_le_bytes()).update(&step.to_le_bytes());
         let hash = hasher.finalize();
-        let word = |at: usize| {
-            hash.as_bytes()[at..at + 8]
-                .iter()
-                .rev()
-                .fold(0, |word, byte| word << 8 | u64::from(*byte))
-        };
-        Self {
-            k0: word(0),
-            k1: word(8),
-        }
+        let word =
+            |at: usize| hash.as_bytes()[at..at + 8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        Self { k0: word(0), k1: word(8) }
     }
 
     /// 1 - u, exactly: an odd multiple of 2^-53 below 1. Near u = 1, where the winners are, this is the precise form.
@@ -76,10 +67,8 @@ mod tests {
     #[test]
     fn every_input_changes_the_key() {
         let keys = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (1 << 32, 0, 0)];
-        let hashes: std::collections::BTreeSet<u64> = keys
-            .iter()
-            .map(|&(seed, choice, step)| StepKey::new(seed, choice, step).hash(0))
-            .collect();
+        let hashes: std::collections::BTreeSet<u64> =
+            keys.iter().map(|&(seed, choice, step)| StepKey::new(seed, choice, step).hash(0)).collect();
         assert_eq!(hashes.len(), keys.len());
     }
 
@@ -92,12 +81,8 @@ mod tests {
         let mean_of = |f: &dyn Fn(u32) -> f64| (0..n).map(f).sum::<f64>() / f64::from(n);
         let sigma = |variance: f64| (variance / f64::from(n)).sqrt();
         assert!(mean_of(&|t| centred(here, t)).abs() < 5.0 * sigma(1.0 / 12.0));
-        assert!(
-            (mean_of(&|t| centred(here, t).powi(2)) - 1.0 / 12.0).abs() < 5.0 * sigma(1.0 / 180.0)
-        );
-        assert!(
-            mean_of(&|t| centred(here, t) * centred(here, t + 1)).abs() < 5.0 * sigma(1.0 / 144.0)
-        );
+        assert!((mean_of(&|t| centred(here, t).powi(2)) - 1.0 / 12.0).abs() < 5.0 * sigma(1.0 / 180.0));
+        assert!(mean_of(&|t| centred(here, t) * centred(here, t + 1)).abs() < 5.0 * sigma(1.0 / 144.0));
         assert!(mean_of(&|t| centred(here, t) * centred(next, t)).abs() < 5.0 * sigma(1.0 / 144.0));
     }
 }

@@ -2,85 +2,18 @@
 
 use opengrid_protocol::{Sampling, session::Token};
 
-use crate::numeric::{clean, exp_nonpositive, largest, sum_exp};
+use crate::{
+    numeric::{exp_nonpositive, sum_exp},
+    ranking::{best_of, rank, token_of},
+};
 
-const BLOCK: usize = 64;
-/// How many tokens top-p looks at first, and by what it looks at more each time that they do not hold enough mass.
-const TOP_P_FIRST: usize = 64;
-const TOP_P_GROWTH: usize = 8;
+/// Top-p sorts so many tokens; if they do not hold enough mass it goes by buckets.
+const SORTED_FIRST: usize = 256;
+const BUCKETS: usize = 512;
+const BUCKETS_PER_NAT: f64 = 16.0;
 
-/// A logit and its token in one integer whose order is: larger logit first, then lower id.
-type Ranked = u64;
-
-fn rank(logit: f32, token: Token) -> Ranked {
-    let bits = logit.to_bits();
-    let ordered = if bits >> 31 == 1 {
-        !bits
-    } else {
-        bits | 1 << 31
-    };
-    u64::from(ordered) << 32 | u64::from(!token)
-}
-
-pub(crate) fn token_of(ranked: Ranked) -> Token {
-    !(ranked as u32)
-}
-
-fn logit_of(ranked: Ranked) -> f32 {
-    let ordered = (ranked >> 32) as u32;
-    f32::from_bits(if ordered >> 31 == 1 {
-        ordered & !(1 << 31)
-    } else {
-        !ordered
-    })
-}
-
-/// The `count` best, best first. NaN counts as minus infinity.
-pub(crate) fn best_of(logits: &[f32], count: usize) -> Vec<Ranked> {
-    let count = count.min(logits.len());
-    if count == 0 {
-        return Vec::new();
-    }
-    let mut ranked = candidates(logits, count);
-    if count < ranked.len() {
-        ranked.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
-        ranked.truncate(count);
-    }
-    ranked.sort_unstable_by(|a, b| b.cmp(a));
-    ranked
-}
-
-/// A superset of the `count` best. At least `count` logits reach the count-th largest of the blocks' maxima, so what
-/// is below that cannot be among the best.
-fn candidates(logits: &[f32], count: usize) -> Vec<Ranked> {
-    let mut maxima: Vec<f32> = logits.chunks(BLOCK).map(block_maximum).collect();
-    let floor = if count <= maxima.len() {
-        *maxima
-            .select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a))
-            .1
-    } else {
-        f32::NEG_INFINITY
-    };
-    let mut found = Vec::with_capacity(count * 2);
-    for (logit, token) in logits.iter().zip(0..) {
-        let logit = clean(*logit);
-        if logit >= floor {
-            found.push(rank(logit, token));
-        }
-    }
-    found
-}
-
-fn block_maximum(block: &[f32]) -> f32 {
-    let mut cleaned = [f32::NEG_INFINITY; BLOCK];
-    for (to, from) in cleaned.iter_mut().zip(block) {
-        *to = clean(*from);
-    }
-    largest(&cleaned)
-}
-
-/// The tokens that top-k, then top-p (of the mass that top-k left), then min-p keep; `None` if that is all of them.
-/// At least one token survives. `best_logit` is the largest of `logits`, and finite.
+/// The tokens that top-k, then top-p (of the mass that top-k left), then min-p keep, in no particular order; `None` if
+/// that is all of them. At least one token survives. `best_logit` is the largest of `logits`, and finite.
 pub(crate) fn survivors(
     sampling: &Sampling,
     logits: &[f32],
@@ -91,82 +24,114 @@ pub(crate) fn survivors(
     let limited_k = top_k > 0 && top_k < logits.len();
     let limited_p = sampling.top_p < 1.0;
     let limited_min_p = sampling.min_p > 0.0;
-    let weight = |ranked: Ranked| {
-        exp_nonpositive((f64::from(logit_of(ranked)) - f64::from(best_logit)) * inverse_temperature)
-    };
-    let mut kept = if limited_k {
-        let mut kept = best_of(logits, top_k);
-        if limited_p {
-            let total = kept.iter().fold(0.0, |sum, ranked| sum + weight(*ranked));
-            kept.truncate(nucleus(&kept, sampling.top_p, total, weight).unwrap_or(kept.len()));
-        }
-        kept
-    } else if limited_p {
-        whole_nucleus(
-            logits,
-            sampling.top_p,
-            sum_exp(logits, best_logit, inverse_temperature),
-            weight,
-        )
-    } else if limited_min_p {
-        let floor = min_p_floor(sampling, best_logit, inverse_temperature);
-        let tokens = logits
-            .iter()
-            .zip(0..)
-            .filter(|(logit, _)| f64::from(**logit) * inverse_temperature >= floor);
-        return Some(tokens.map(|(_, token)| token).collect());
-    } else {
-        return None;
+    let vocabulary = Vocabulary { logits, best_logit, inverse_temperature };
+    let mut kept = match (limited_k, limited_p, limited_min_p) {
+        (true, true, _) => vocabulary.nucleus_of_best(top_k, sampling.top_p),
+        (true, false, _) => vocabulary.best(top_k),
+        (false, true, _) => vocabulary.nucleus(sampling.top_p),
+        (false, false, true) => return Some(vocabulary.within_min_p(0..logits.len() as Token, sampling.min_p)),
+        (false, false, false) => return None,
     };
     if limited_min_p {
-        let floor = min_p_floor(sampling, best_logit, inverse_temperature);
-        kept.retain(|ranked| f64::from(logit_of(*ranked)) * inverse_temperature >= floor);
+        kept = vocabulary.within_min_p(kept.into_iter(), sampling.min_p);
     }
-    Some(kept.into_iter().map(token_of).collect())
+    Some(kept)
 }
 
-/// The scaled logit below which min-p drops a token; never above that of the best one.
-fn min_p_floor(sampling: &Sampling, best_logit: f32, inverse_temperature: f64) -> f64 {
-    let best = f64::from(best_logit) * inverse_temperature;
-    best + libm::log(f64::from(sampling.min_p.min(1.0)))
+/// Cleaned logits, of which `best_logit` is the largest, and finite.
+#[derive(Clone, Copy)]
+struct Vocabulary<'a> {
+    logits: &'a [f32],
+    best_logit: f32,
+    inverse_temperature: f64,
 }
 
-/// How many of the best make up the smallest set with a mass of at least `top_p` of `total`; `None` if all of
-/// `best_first` hold less.
-fn nucleus(
-    best_first: &[Ranked],
-    top_p: f32,
-    total: f64,
-    weight: impl Fn(Ranked) -> f64,
-) -> Option<usize> {
-    let enough = f64::from(top_p) * total;
-    let mut mass = 0.0;
-    let last = best_first.iter().position(|ranked| {
-        mass += weight(*ranked);
-        mass >= enough
-    });
-    last.map(|index| index + 1)
-}
+impl Vocabulary<'_> {
+    /// How far a token's scaled logit lies below the best one's; at most 0.
+    #[inline(always)]
+    fn below_best(self, logit: f32) -> f64 {
+        (f64::from(logit) - f64::from(self.best_logit)) * self.inverse_temperature
+    }
 
-/// [`nucleus`] of the whole vocabulary, sorting no more of it than needed.
-fn whole_nucleus(
-    logits: &[f32],
-    top_p: f32,
-    total: f64,
-    weight: impl Fn(Ranked) -> f64,
-) -> Vec<Ranked> {
-    let mut looked_at = TOP_P_FIRST;
-    loop {
-        let mut kept = best_of(logits, looked_at);
-        match nucleus(&kept, top_p, total, &weight) {
+    /// The token's probability in units of the best one's.
+    fn weight(self, token: Token) -> f64 {
+        exp_nonpositive(self.below_best(self.logits[token as usize]))
+    }
+
+    fn best(self, count: usize) -> Vec<Token> {
+        best_of(self.logits, count).into_iter().map(token_of).collect()
+    }
+
+    fn within_min_p(self, tokens: impl Iterator<Item = Token>, min_p: f32) -> Vec<Token> {
+        let floor = libm::log(f64::from(min_p.min(1.0)));
+        tokens.filter(|token| self.below_best(self.logits[*token as usize]) >= floor).collect()
+    }
+
+    fn nucleus_of_best(self, count: usize, top_p: f32) -> Vec<Token> {
+        let mut kept = self.best(count);
+        let total = kept.iter().fold(0.0, |sum, token| sum + self.weight(*token));
+        let enough = self.first_with_mass(&kept, f64::from(top_p) * total);
+        kept.truncate(enough.unwrap_or(kept.len()));
+        kept
+    }
+
+    /// The smallest set of the best with a mass of at least `top_p`.
+    fn nucleus(self, top_p: f32) -> Vec<Token> {
+        let total = sum_exp(self.logits, self.best_logit, self.inverse_temperature);
+        let enough = f64::from(top_p) * total;
+        let mut kept = self.best(SORTED_FIRST);
+        match self.first_with_mass(&kept, enough) {
             Some(count) => {
                 kept.truncate(count);
-                return kept;
+                kept
             }
-            None if looked_at >= logits.len() => return kept,
-            None => looked_at *= TOP_P_GROWTH,
+            None => self.nucleus_by_buckets(enough),
         }
     }
+
+    /// How many of `best_first` hold the mass `enough`; `None` if all of them hold less.
+    fn first_with_mass(self, best_first: &[Token], enough: f64) -> Option<usize> {
+        let mut mass = 0.0;
+        let last = best_first.iter().position(|token| {
+            mass += self.weight(*token);
+            mass >= enough
+        });
+        last.map(|index| index + 1)
+    }
+
+    /// A nucleus too large to sort: whole buckets of similar tokens while they are needed whole, then the best of the
+    /// next bucket.
+    fn nucleus_by_buckets(self, enough: f64) -> Vec<Token> {
+        let mut masses = [0.0; BUCKETS];
+        for logit in self.logits {
+            let below = self.below_best(*logit);
+            masses[bucket(below)] += exp_nonpositive(below);
+        }
+        let (mut mass, mut last) = (0.0, 0);
+        while last < BUCKETS - 1 && mass + masses[last] < enough {
+            mass += masses[last];
+            last += 1;
+        }
+        let (mut kept, mut partly) = (vec![], vec![]);
+        for (logit, token) in self.logits.iter().zip(0..) {
+            match bucket(self.below_best(*logit)).cmp(&last) {
+                std::cmp::Ordering::Less => kept.push(token),
+                std::cmp::Ordering::Equal => partly.push(rank(*logit, token)),
+                std::cmp::Ordering::Greater => {}
+            }
+        }
+        partly.sort_unstable_by(|a, b| b.cmp(a));
+        let partly: Vec<Token> = partly.into_iter().map(token_of).collect();
+        let count = self.first_with_mass(&partly, enough - mass).unwrap_or(partly.len());
+        kept.extend_from_slice(&partly[..count]);
+        kept
+    }
+}
+
+/// Lower logits never have a lower bucket. The last bucket takes all that is left.
+#[inline(always)]
+fn bucket(below_best: f64) -> usize {
+    ((-below_best * BUCKETS_PER_NAT) as usize).min(BUCKETS - 1)
 }
 
 #[cfg(test)]
@@ -175,66 +140,60 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn sorted(logits: &[f32]) -> Vec<Token> {
-        let mut tokens: Vec<Token> = (0..logits.len() as Token).collect();
-        tokens.sort_by(|a, b| {
-            logits[*b as usize]
-                .partial_cmp(&logits[*a as usize])
-                .unwrap()
-                .then(a.cmp(b))
-        });
-        tokens
-    }
+    use crate::{
+        numeric::largest,
+        ranking::tests::{coarse_logits, sorted},
+    };
 
     fn with(top_k: u32, top_p: f32, min_p: f32) -> Sampling {
-        Sampling {
-            temperature: 1.0,
-            top_k,
-            top_p,
-            min_p,
-            ..Sampling::greedy()
-        }
+        Sampling { temperature: 1.0, top_k, top_p, min_p, ..Sampling::greedy() }
     }
 
     fn kept(sampling: &Sampling, logits: &[f32], inverse_temperature: f64) -> Option<Vec<Token>> {
         survivors(sampling, logits, largest(logits), inverse_temperature)
     }
 
-    /// Coarse values, so that ties are common.
-    fn logits() -> impl Strategy<Value = Vec<f32>> {
-        prop::collection::vec((-40i8..40).prop_map(|x| f32::from(x) / 4.0), 1..700)
+    fn is_smallest_nucleus(logits: &[f32], top_p: f32, scale: f64, mut kept: Vec<Token>) -> Result<(), TestCaseError> {
+        let mut expected = sorted(logits);
+        let top = f64::from(largest(logits));
+        let weight = |token: &Token| libm::exp((f64::from(logits[*token as usize]) - top) * scale);
+        let mass = |tokens: &[Token]| tokens.iter().map(weight).sum::<f64>();
+        let enough = f64::from(top_p) * mass(&expected);
+        expected.truncate(kept.len());
+        prop_assert!(mass(&expected) >= enough * (1.0 - 1e-12));
+        prop_assert!(kept.len() == 1 || mass(&expected[..kept.len() - 1]) < enough * (1.0 + 1e-12));
+        kept.sort_unstable();
+        expected.sort_unstable();
+        prop_assert_eq!(kept, expected);
+        Ok(())
     }
 
     proptest! {
         #[test]
-        fn the_best_are_those_of_a_stable_sort(logits in logits(), count in 0usize..800) {
-            let best: Vec<Token> = best_of(&logits, count).into_iter().map(token_of).collect();
-            let mut expected = sorted(&logits);
-            expected.truncate(count);
-            prop_assert_eq!(best, expected);
+        fn top_p_keeps_the_smallest_sufficient_set(
+            logits in coarse_logits(), top_p in 0f32..0.999, scale in 0.01f64..4.0,
+        ) {
+            let set = kept(&with(0, top_p, 0.0), &logits, scale).unwrap();
+            is_smallest_nucleus(&logits, top_p, scale, set)?;
+            let vocabulary = Vocabulary { logits: &logits, best_logit: largest(&logits), inverse_temperature: scale };
+            let enough = f64::from(top_p) * sum_exp(&logits, largest(&logits), scale);
+            is_smallest_nucleus(&logits, top_p, scale, vocabulary.nucleus_by_buckets(enough))?;
         }
 
         #[test]
-        fn ranks_hold_logit_and_token(logit in -1e30f32..1e30, token: u32) {
-            prop_assert_eq!(logit_of(rank(logit, token)), logit);
-            prop_assert_eq!(token_of(rank(logit, token)), token);
+        fn top_p_counts_the_mass_that_top_k_left(
+            logits in coarse_logits(), top_k in 1u32..100, top_p in 0f32..0.999, scale in 0.01f64..4.0,
+        ) {
+            prop_assume!((top_k as usize) < logits.len());
+            let set = kept(&with(top_k, top_p, 0.0), &logits, scale).unwrap();
+            let best = &sorted(&logits)[..top_k as usize];
+            let of_best: Vec<f32> = best.iter().map(|token| logits[*token as usize]).collect();
+            let places = set.iter().map(|token| best.iter().position(|other| other == token).unwrap() as Token);
+            is_smallest_nucleus(&of_best, top_p, scale, places.collect())?;
         }
 
         #[test]
-        fn top_p_keeps_the_smallest_sufficient_set(logits in logits(), top_p in 0f32..0.999, scale in 0.1f64..4.0) {
-            let kept = kept(&with(0, top_p, 0.0), &logits, scale).unwrap();
-            prop_assert_eq!(&kept, &sorted(&logits)[..kept.len()]);
-            let top = f64::from(largest(&logits));
-            let weight = |token: &Token| libm::exp((f64::from(logits[*token as usize]) - top) * scale);
-            let mass = |tokens: &[Token]| tokens.iter().map(weight).sum::<f64>();
-            let all = mass(&sorted(&logits));
-            prop_assert!(mass(&kept) >= f64::from(top_p) * all * (1.0 - 1e-12));
-            prop_assert!(kept.len() == 1 || mass(&kept[..kept.len() - 1]) < f64::from(top_p) * all * (1.0 + 1e-12));
-        }
-
-        #[test]
-        fn min_p_compares_with_the_best(logits in logits(), min_p in 0.001f32..=1.0, scale in 0.1f64..4.0) {
+        fn min_p_compares_with_the_best(logits in coarse_logits(), min_p in 0.001f32..=1.0, scale in 0.1f64..4.0) {
             let mut kept = kept(&with(0, 1.0, min_p), &logits, scale).unwrap();
             kept.sort_unstable();
             let top = f64::from(largest(&logits));
@@ -248,7 +207,7 @@ mod tests {
 
         #[test]
         fn combined_limits_keep_at_least_one(
-            logits in logits(), top_k: u32, top_p in 0f32..=1.0, min_p in 0f32..=1.0, scale in 0.01f64..100.0,
+            logits in coarse_logits(), top_k: u32, top_p in 0f32..=1.0, min_p in 0f32..=1.0, scale in 0.01f64..100.0,
         ) {
             if let Some(kept) = kept(&with(top_k, top_p, min_p), &logits, scale) {
                 prop_assert!(!kept.is_empty());
@@ -262,9 +221,7 @@ mod tests {
         assert_eq!(kept(&with(0, 1.0, 0.0), &[1.0, 2.0], 1.0), None);
         assert_eq!(kept(&with(2, 1.0, 0.0), &[1.0, 2.0], 1.0), None);
         assert_eq!(kept(&with(0, f32::NAN, f32::NAN), &[1.0, 2.0], 1.0), None);
-        assert_eq!(
-            kept(&with(1, 1.0, 0.0), &[1.0, 2.0, 2.0], 1.0),
-            Some(vec![1])
-        );
+        assert_eq!(kept(&with(1, 1.0, 0.0), &[1.0, 2.0, 2.0], 1.0), Some(vec![1]));
+        assert_eq!(kept(&with(0, 0.0, 0.0), &[1.0, 2.0, 2.0], 1.0), Some(vec![1]));
     }
 }

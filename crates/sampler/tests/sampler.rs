@@ -9,28 +9,14 @@ use proptest::prelude::*;
 
 /// Logits that depend on the text so far, as a model's do.
 fn model(vocabulary: u32, context: &[Token]) -> Vec<f32> {
-    let salt = context.iter().fold(17u32, |salt, token| {
-        salt.wrapping_mul(31).wrapping_add(*token)
-    });
-    let noise = |token: u32| {
-        (token ^ salt)
-            .wrapping_mul(2_654_435_761)
-            .rotate_left(13)
-            .wrapping_mul(2_246_822_519)
-            >> 16
-    };
-    (0..vocabulary)
-        .map(|token| noise(token) as f32 / 6_553.6 - 5.0)
-        .collect()
+    let salt = context.iter().fold(17u32, |salt, token| salt.wrapping_mul(31).wrapping_add(*token));
+    let noise =
+        |token: u32| (token ^ salt).wrapping_mul(2_654_435_761).rotate_left(13).wrapping_mul(2_246_822_519) >> 16;
+    (0..vocabulary).map(|token| noise(token) as f32 / 6_553.6 - 5.0).collect()
 }
 
 /// Continues `answer` to `length` tokens with a sampler made from the tokens alone.
-fn generate(
-    sampling: &Sampling,
-    prompt: &[Token],
-    mut answer: Vec<Token>,
-    length: usize,
-) -> Vec<Token> {
+fn generate(sampling: &Sampling, prompt: &[Token], mut answer: Vec<Token>, length: usize) -> Vec<Token> {
     let mut sampler = Sampler::new(sampling, prompt, &answer);
     while answer.len() < length {
         let mut logits = model(97, &[prompt, &answer].concat());
@@ -87,16 +73,10 @@ proptest! {
 /// A NaN or minus infinity is never drawn while a number is left.
 #[test]
 fn masked_tokens_are_never_drawn() {
-    let sampling = Sampling {
-        temperature: 100.0,
-        ..Sampling::greedy()
-    };
+    let sampling = Sampling { temperature: 100.0, ..Sampling::greedy() };
     let mut sampler = Sampler::new(&sampling, &[], &[]);
     for step in 0..2_000 {
-        let token = sampler.pick(
-            &mut [f32::NAN, 1.0, f32::NEG_INFINITY, -3.0, f32::NAN],
-            step,
-        );
+        let token = sampler.pick(&mut [f32::NAN, 1.0, f32::NEG_INFINITY, -3.0, f32::NAN], step);
         assert!(token == 1 || token == 3, "{token}");
     }
 }
@@ -110,11 +90,7 @@ fn frequencies_follow_the_softmax() {
     for over in ["steps", "seeds", "choices"] {
         let mut counts = [0u32; 6];
         for i in 0..draws {
-            let mut sampling = Sampling {
-                temperature: 0.7,
-                seed: 42,
-                ..Sampling::greedy()
-            };
+            let mut sampling = Sampling { temperature: 0.7, seed: 42, ..Sampling::greedy() };
             let mut step = 0;
             match over {
                 "steps" => step = i,
@@ -124,59 +100,22 @@ fn frequencies_follow_the_softmax() {
             counts[Sampler::new(&sampling, &[], &[]).pick(&mut logits.clone(), step) as usize] += 1;
         }
         for (count, weight) in counts.iter().zip(weights) {
-            let (expected, sigma) = (
-                weight * f64::from(draws),
-                (f64::from(draws) * weight * (1.0 - weight)).sqrt(),
-            );
-            assert!(
-                (f64::from(*count) - expected).abs() < 4.0 * sigma,
-                "over {over}: {count}, expected {expected}"
-            );
+            let (expected, sigma) = (weight * f64::from(draws), (f64::from(draws) * weight * (1.0 - weight)).sqrt());
+            assert!((f64::from(*count) - expected).abs() < 4.0 * sigma, "over {over}: {count}, expected {expected}");
         }
     }
 }
 
 /// What `tests/golden.txt` holds: draws and log-probabilities over a vocabulary of 49,152, to the bit.
 fn golden() -> String {
-    let base = Sampling {
-        seed: 0x0123_4567_89ab_cdef,
-        temperature: 1.0,
-        ..Sampling::greedy()
-    };
+    let base = Sampling { seed: 0x0123_4567_89ab_cdef, temperature: 1.0, ..Sampling::greedy() };
     let cases = [
         ("greedy", Sampling::greedy()),
         ("temperature 1", base.clone()),
-        (
-            "temperature 0.8, choice 3",
-            Sampling {
-                temperature: 0.8,
-                choice: 3,
-                ..base.clone()
-            },
-        ),
-        (
-            "top-k 40, top-p 0.95",
-            Sampling {
-                temperature: 0.8,
-                top_k: 40,
-                top_p: 0.95,
-                ..base.clone()
-            },
-        ),
-        (
-            "top-p 0.5",
-            Sampling {
-                top_p: 0.5,
-                ..base.clone()
-            },
-        ),
-        (
-            "min-p 0.05",
-            Sampling {
-                min_p: 0.05,
-                ..base.clone()
-            },
-        ),
+        ("temperature 0.8, choice 3", Sampling { temperature: 0.8, choice: 3, ..base.clone() }),
+        ("top-k 40, top-p 0.95", Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, ..base.clone() }),
+        ("top-p 0.5", Sampling { top_p: 0.5, ..base.clone() }),
+        ("min-p 0.05", Sampling { min_p: 0.05, ..base.clone() }),
         (
             "penalties",
             Sampling {
