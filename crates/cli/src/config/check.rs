@@ -8,7 +8,7 @@ use opengrid_protocol::{
     limits::{ADDRESS_BYTES_MAX, MODEL_ID_BYTES_MAX},
 };
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, ServeModels};
 
 /// Says what is wrong with a text, lower-case, for a place in front of it.
 pub type Check = fn(&str) -> Result<(), String>;
@@ -75,6 +75,14 @@ pub fn model_source(text: &str) -> Result<(), String> {
 /// # Errors
 /// The first rule between several settings that is broken.
 pub fn together(config: &Config) -> Result<(), ConfigError> {
+    if let ServeModels::These(ids) = &config.serve.models
+        && let Some(word) = ids.iter().find(|id| *id == "auto" || *id == "none")
+    {
+        return Err(ConfigError::Setting {
+            place: "[serve] models".to_owned(),
+            what: format!("`{word}` stands alone: either \"{word}\", or a list of model ids"),
+        });
+    }
     if config.models.dir.as_os_str().is_empty() {
         return Err(ConfigError::Setting {
             place: "[models] dir".to_owned(),

@@ -186,6 +186,7 @@ fn variables_are_checked_like_the_file() {
     assert_eq!(effective.config.models.dir, Path::new("/store"));
     assert!(!effective.config.network.mdns);
     assert_eq!(effective.config.serve.models, ServeModels::These(vec!["a".into(), "b".into()]));
+    assert!(refused("OPENGRID_SERVE_MODELS", "auto,a").contains("`auto` stands alone"));
     let none = load_env(&[("OPENGRID_SERVE_MODELS", "none")]).unwrap();
     assert_eq!(none.config.serve.models, ServeModels::None);
 }
