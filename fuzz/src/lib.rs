@@ -4,14 +4,18 @@
 //! A new target is a function here, a line in [`TARGETS`], three lines in `fuzz_targets/`, a `[[bin]]` in `Cargo.toml`
 //! and a few seeds in `corpus/NAME/`; `tests/replay.rs` fails if the parts do not match.
 
+mod catalogue;
 mod frames;
+mod gguf;
 mod invites;
 mod records;
 mod sampling;
 mod sealed;
 mod sessions;
 
+pub use catalogue::catalogue;
 pub use frames::frames;
+pub use gguf::gguf;
 pub use invites::invites;
 pub use records::signed_records;
 pub use sampling::sampling;
@@ -28,4 +32,6 @@ pub const TARGETS: &[Target] = &[
     ("signed_records", signed_records),
     ("sealed_frames", sealed_frames),
     ("sampling", sampling),
+    ("gguf", gguf),
+    ("catalogue", catalogue),
 ];

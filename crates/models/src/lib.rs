@@ -12,6 +12,7 @@
 
 pub mod catalogue;
 pub mod chunk_tree;
+#[cfg(feature = "download")]
 pub mod download;
 pub mod gguf;
 pub mod serve;
@@ -20,5 +21,6 @@ pub mod store;
 pub mod test_support;
 
 pub use catalogue::{Catalogue, ModelEntry};
+#[cfg(feature = "download")]
 pub use download::{Fetcher, PeerSource};
 pub use store::Store;

@@ -111,6 +111,11 @@ impl ModelEntry {
     pub fn root(&self) -> ModelRoot {
         self.file.blake3
     }
+
+    /// The entry in the catalogue's form; [`Catalogue::from_toml`] reads it back.
+    pub fn to_toml(&self) -> String {
+        write::to_toml(self)
+    }
 }
 
 /// Models by id.

@@ -23,8 +23,7 @@ pub(super) fn add(directory: &Path, model: &ModelEntry) -> Result<(), CatalogueE
     file.file.write_all(text.as_bytes()).and_then(|()| file.persist(&path)).map_err(failed)
 }
 
-/// The entry in the catalogue's form.
-fn to_toml(model: &ModelEntry) -> String {
+pub(super) fn to_toml(model: &ModelEntry) -> String {
     let class = format!("{:?}", model.class).to_lowercase();
     let template = match &model.template {
         TemplateSource::Gguf => quoted("gguf"),
