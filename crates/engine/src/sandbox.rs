@@ -70,7 +70,8 @@ mod linux {
     type Failure = Box<dyn std::error::Error>;
 
     /// Read by the C++ runtime and ggml for the number of cores and their topology.
-    const SYSTEM_FILES: [&str; 3] = ["/sys/devices/system", "/proc/cpuinfo", "/proc/meminfo"];
+    const SYSTEM_DIRECTORY: &str = "/sys/devices/system";
+    const SYSTEM_FILES: [&str; 2] = ["/proc/cpuinfo", "/proc/meminfo"];
 
     pub(super) fn enter(file: &Path, devices: Devices) -> String {
         let none = Rlimit { current: Some(0), maximum: Some(0) };
@@ -101,13 +102,13 @@ mod linux {
             .handle_access(AccessNet::from_all(abi))?
             .scope(Scope::from_all(abi))?
             .create()?;
-        if let Ok(file) = PathFd::new(file) {
-            ruleset = ruleset.add_rule(PathBeneath::new(file, AccessFs::ReadFile))?;
-        }
-        for system in SYSTEM_FILES {
-            let Ok(fd) = PathFd::new(system) else { continue };
-            let access = AccessFs::ReadFile | AccessFs::ReadDir;
-            ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
+        let files = SYSTEM_FILES.iter().map(Path::new).chain([file]);
+        let files = files.map(|file| (file, AccessFs::ReadFile.into()));
+        let directory = (Path::new(SYSTEM_DIRECTORY), AccessFs::ReadFile | AccessFs::ReadDir);
+        for (path, access) in files.chain([directory]) {
+            if let Ok(fd) = PathFd::new(path) {
+                ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
+            }
         }
         Ok(match ruleset.restrict_self()?.ruleset {
             RulesetStatus::FullyEnforced => String::new(),

@@ -14,7 +14,7 @@ const QUESTIONS: [&str; 4] = [
     "List five unusual fruits and describe their taste.",
     "Why is the sky blue at noon and red in the evening?",
 ];
-const ANSWER: u32 = 48;
+const ANSWER: u32 = 40;
 
 /// With probabilities, so that a single differing bit of a logit shows.
 fn watched(tokens: Vec<u32>, seed: u64) -> GenerateRequest {
@@ -79,8 +79,8 @@ async fn an_answer_continues_from_any_cut_on_another_engine() {
     let first = start(config()).await;
     let full = answer(&*first, watched(prompts[0].clone(), 9)).await.tokens;
     first.shutdown().await;
-    let second = start(EmbeddedConfig { threads: 1, ..config() }).await;
-    for cut in [1, 2, 7, 8, 9, 20, 33, 47] {
+    let second = start(EmbeddedConfig { threads: 2, ..config() }).await;
+    for cut in [1, 7, 8, 20, 39] {
         let so_far = full[..cut].iter().map(|out| out.token);
         let tokens = prompts[0].iter().copied().chain(so_far).collect();
         let resumed = GenerateRequest { prompt_tokens: prompts[0].len() as u32, ..watched(tokens, 9) };
@@ -104,7 +104,7 @@ async fn reuse_truncation_and_eviction_change_nothing() {
     };
     let base: Vec<u32> = (0..160).map(|i| 200 + i * 37 % 4_000).collect();
     let mut reused = 0;
-    for round in 0..24_u64 {
+    for round in 0..16_u64 {
         let mut tokens = base[..20 + roll(140) as usize].to_vec();
         if roll(3) == 0 {
             let at = roll(tokens.len() as u64) as usize;
@@ -131,7 +131,7 @@ async fn reuse_truncation_and_eviction_change_nothing() {
         );
         reused += u32::from(got.usage.cached_tokens > 0);
     }
-    assert!(reused >= 6, "only {reused} of 24 rounds reused anything: the test proves little");
+    assert!(reused >= 4, "only {reused} of 16 rounds reused anything: the test proves little");
     fresh.shutdown().await;
     used.shutdown().await;
 }

@@ -31,6 +31,27 @@ async fn texts_become_tokens_and_pieces_become_the_text() {
     assert!(matches!(vocabulary.tokenize("x", false, false).await, Err(VocabularyError::ShutDown)));
 }
 
+/// What a gateway fetches: the header of the model with no tensors at all.
+#[tokio::test]
+async fn the_vocabulary_part_alone_tokenizes_like_the_whole_model() {
+    use std::io::Read;
+    let mut header = Vec::new();
+    std::fs::File::open(model()).unwrap().take(4 << 20).read_to_end(&mut header).unwrap();
+    // GGUF: magic and version in 8 bytes, then the number of tensors in 8.
+    header[8..16].fill(0);
+    let directory = tempfile::tempdir().unwrap();
+    let part = directory.path().join("vocabulary.gguf");
+    std::fs::write(&part, header).unwrap();
+    let (whole, part) = (vocabulary().await, Vocabulary::start(program(), part).await.unwrap());
+    assert_eq!(whole.info(), part.info());
+    let text = "The quick brown fox — über 13 Hunde 🐕";
+    let tokens = part.tokenize(text, true, true).await.unwrap();
+    assert_eq!(tokens, whole.tokenize(text, true, true).await.unwrap());
+    assert!(tokens.iter().all(|token| part.piece(*token) == whole.piece(*token)));
+    whole.shutdown().await;
+    part.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_dead_tokenizer_is_restarted_for_the_next_text() {
     let vocabulary = vocabulary().await;

@@ -22,8 +22,9 @@ pub fn model() -> PathBuf {
     PathBuf::from(path)
 }
 
+/// One thread: tests share the machine, and ggml's threads wait for each other by spinning.
 pub fn config() -> EmbeddedConfig {
-    EmbeddedConfig { threads: 2, context_tokens: 1_024, ..EmbeddedConfig::new(program(), model()) }
+    EmbeddedConfig { threads: 1, context_tokens: 1_024, ..EmbeddedConfig::new(program(), model()) }
 }
 
 pub async fn start(config: EmbeddedConfig) -> Arc<EmbeddedEngine> {
