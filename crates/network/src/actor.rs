@@ -27,7 +27,7 @@ use crate::{
     behaviour::Behaviour,
     config::{GossipValidator, KademliaMode, NetworkConfig, PeerAddress, StartError},
     dialing::{self, DialError, DialReply, Dialing, Stage, Waiter},
-    discovery::{self, Bootstrap, Discovery, Query, dht_key},
+    discovery::{self, Backoff, Bootstrap, Discovery, Query, dht_key},
     gossip::{self, AuthorRates},
     metrics::Metrics,
     nat::{self, NatState},
@@ -45,6 +45,10 @@ const CACHE_DIALS: usize = 16;
 /// Neighbours wanted on each topic before the DHT is not asked any more.
 const TOPIC_PEERS_WANTED: usize = 6;
 const PUNISHED_MAX: usize = 4_096;
+/// Pings go out every two seconds; a connection on which none was answered for so long is closed.
+const SILENCE_MAX: Duration = Duration::from_millis(6_500);
+/// A clock that stood still for longer means that this machine slept or was overloaded.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 pub(crate) struct Actor {
     pub(crate) swarm: Swarm<Behaviour>,
@@ -64,6 +68,10 @@ pub(crate) struct Actor {
     kademlia: KademliaMode,
     cache: Option<PathBuf>,
     cache_saved: Instant,
+    /// Peers of the last run.
+    cached: Vec<(PeerId, Vec<Multiaddr>)>,
+    lonely: Backoff,
+    ticked: Instant,
 }
 
 impl Actor {
@@ -119,6 +127,9 @@ impl Actor {
             kademlia: config.kademlia,
             cache: config.peer_cache,
             cache_saved: Instant::now(),
+            cached: Vec::new(),
+            lonely: Backoff::new(Instant::now(), Duration::from_secs(1), Duration::from_secs(60)),
+            ticked: Instant::now(),
         })
     }
 
@@ -156,7 +167,7 @@ impl Actor {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.stop.clone();
-        self.dial_cached();
+        self.load_cache();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -283,12 +294,14 @@ impl Actor {
     }
 
     fn on_tick(&mut self, now: Instant) {
+        self.drop_silent(now);
         for peer in self.closing.take_due(now) {
             self.close_relayed(&peer);
         }
         self.pardon(|until| until <= now);
         self.dialing.purge();
         self.dial_bootstrap(now);
+        self.dial_cached(now);
         self.search_topics(now);
         if self.discovery.due_reprovide(now) {
             for root in self.discovery.provided.clone() {
@@ -297,6 +310,28 @@ impl Actor {
         }
         self.refresh_nat();
         self.save_cache(now);
+    }
+
+    /// libp2p's ping forgives the first failure and then negotiates anew, which takes up to 18 seconds.
+    fn drop_silent(&mut self, now: Instant) {
+        let pause = now.saturating_duration_since(std::mem::replace(&mut self.ticked, now));
+        if pause > PAUSE_MAX {
+            self.shared.peers.write().forgive_silence(now);
+        }
+        let silent = self.shared.peers.read().silent(SILENCE_MAX, now);
+        for (peer, connection) in silent {
+            self.give_up(&peer, connection);
+        }
+    }
+
+    /// Without any connection, the peers of the last run are tried again and again.
+    fn dial_cached(&mut self, now: Instant) {
+        if self.cached.is_empty() || self.shared.peers.read().len() > 0 || !self.lonely.due(now) {
+            return;
+        }
+        for (peer, addresses) in self.cached.clone().into_iter().take(CACHE_DIALS) {
+            self.dial(peer, addresses);
+        }
     }
 
     fn close_relayed(&mut self, peer: &PeerId) {
@@ -404,10 +439,14 @@ impl Actor {
         }
     }
 
-    /// Dials unless connected or dialling already.
+    /// Dials unless connected or dialling already. Our table decides what is connected: libp2p still counts
+    /// connections that do not finish closing.
     pub(crate) fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if self.shared.peers.read().get(&peer).is_some() {
+            return;
+        }
         let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .condition(PeerCondition::NotDialing)
             .addresses(addresses)
             .extend_addresses_through_behaviour()
             .build();
@@ -510,17 +549,13 @@ impl Actor {
         }
     }
 
-    fn dial_cached(&mut self) {
+    fn load_cache(&mut self) {
         let Some(path) = &self.cache else { return };
-        let now = Instant::now();
         let local = *self.swarm.local_peer_id();
+        self.cached = peer_cache::load(path).into_iter().filter(|(peer, _)| *peer != local).collect();
         // The book prefers what was added last, the file has the best first.
-        let cached: Vec<_> = peer_cache::load(path).into_iter().filter(|(peer, _)| *peer != local).collect();
-        for (peer, addresses) in cached.iter().rev() {
-            self.discovery.book.add(*peer, addresses.iter().rev().cloned(), now);
-        }
-        for (peer, addresses) in cached.into_iter().take(CACHE_DIALS) {
-            self.dial(peer, addresses);
+        for (peer, addresses) in self.cached.iter().rev() {
+            self.discovery.book.add(*peer, addresses.iter().rev().cloned(), Instant::now());
         }
     }
 
@@ -533,6 +568,8 @@ impl Actor {
         let (mut first, rest): (Vec<_>, Vec<_>) =
             self.discovery.book.all().into_iter().partition(|(peer, _)| peers.get(peer).is_some());
         first.extend(rest);
+        let forgotten = self.cached.iter().filter(|(peer, _)| self.discovery.book.get(peer).is_empty());
+        first.extend(forgotten.cloned());
         first.iter().map(|(peer, addresses)| (*peer, direct(addresses))).filter(|(_, kept)| !kept.is_empty()).collect()
     }
 

@@ -72,12 +72,12 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    fn new(now: Instant, first: Duration, last: Duration) -> Self {
+    pub fn new(now: Instant, first: Duration, last: Duration) -> Self {
         Self { next: now, delay: first, first, last }
     }
 
     /// Whether it is time; then the next time is set.
-    fn due(&mut self, now: Instant) -> bool {
+    pub fn due(&mut self, now: Instant) -> bool {
         let due = now >= self.next;
         if due {
             self.next = now + self.delay;

@@ -5,10 +5,15 @@ use std::time::{Duration, Instant};
 use libp2p::{
     Multiaddr, PeerId, autonat,
     core::ConnectedPoint,
-    dcutr, gossipsub, identify, kad, mdns, ping, relay,
+    dcutr, gossipsub, identify,
+    kad::{self, store::RecordStore},
+    mdns, ping, relay,
     swarm::{self, ConnectionId, SwarmEvent},
 };
-use opengrid_protocol::{NodeId, limits::RECORD_BYTES_MAX};
+use opengrid_protocol::{
+    NodeId,
+    limits::{ADDRESS_BYTES_MAX, RECORD_BYTES_MAX},
+};
 
 use crate::{
     NetworkEvent,
@@ -91,7 +96,9 @@ impl Actor {
             return;
         };
         let remote = endpoint.get_remote_address().clone();
-        let connection = Connection { id, relayed: endpoint.is_relayed(), remote, dialled: endpoint.is_dialer() };
+        let heard = Instant::now();
+        let connection =
+            Connection { id, relayed: endpoint.is_relayed(), remote, dialled: endpoint.is_dialer(), heard };
         tracing::debug!(%peer, relayed = connection.relayed, remote = %connection.remote, "connected");
         let relayed = connection.relayed;
         let arrival = self.shared.peers.write().opened(peer, node, connection);
@@ -117,6 +124,14 @@ impl Actor {
             self.tell(NetworkEvent::Disconnected(node));
         }
         self.count_peers();
+    }
+
+    /// Closes a connection that is of no use. Closing one to a silent peer may never end (its window is full), so the
+    /// peer leaves the table now.
+    pub(crate) fn give_up(&mut self, peer: &PeerId, connection: ConnectionId) {
+        tracing::debug!(%peer, "silent: connection closed");
+        self.swarm.close_connection(connection);
+        self.on_closed(peer, connection);
     }
 
     pub(crate) fn on_dial_failed(
@@ -186,15 +201,11 @@ impl Actor {
 
     fn on_ping(&mut self, event: &ping::Event) {
         match &event.result {
-            Ok(rtt) => {
-                if let Some(peer) = self.shared.peers.write().get_mut(&event.peer) {
-                    peer.rtt = Some(*rtt);
-                }
-            }
+            Ok(rtt) => self.shared.peers.write().heard(&event.peer, event.connection, *rtt, Instant::now()),
             Err(ping::Failure::Unsupported) => {}
             Err(error) => {
-                tracing::debug!(peer = %event.peer, %error, "silent: connection closed");
-                self.swarm.close_connection(event.connection);
+                tracing::debug!(%error, "ping failed");
+                self.give_up(&event.peer, event.connection);
             }
         }
     }
@@ -313,25 +324,30 @@ impl Actor {
 
     fn on_kad(&mut self, event: kad::Event) {
         match event {
-            kad::Event::RoutingUpdated { is_new_peer: true, .. } => {
-                if self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum::<usize>()
-                    < SMALL_DHT
-                {
-                    self.discovery.nudge(Instant::now());
-                }
-            }
-            kad::Event::InboundRequest { request: kad::InboundRequest::AddProvider { record: Some(mut record) } } => {
-                if self.discovery.admit_key(&record.key, Instant::now()) {
-                    record.addresses.retain(|address| address.len() <= opengrid_protocol::limits::ADDRESS_BYTES_MAX);
-                    record.addresses.truncate(ADDRESSES_PER_PEER_MAX);
-                    let store = self.swarm.behaviour_mut().kad.store_mut();
-                    if let Err(error) = kad::store::RecordStore::add_provider(store, record) {
-                        tracing::debug!(?error, "provider is not stored");
-                    }
-                }
+            kad::Event::RoutingUpdated { is_new_peer: true, .. } => self.on_dht_grown(),
+            kad::Event::InboundRequest { request: kad::InboundRequest::AddProvider { record: Some(record) } } => {
+                self.on_provider_announced(record);
             }
             kad::Event::OutboundQueryProgressed { id, result, step, .. } => self.on_answer(id, result, step.last),
             _ => {}
+        }
+    }
+
+    fn on_dht_grown(&mut self) {
+        let members: usize = self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
+        if members < SMALL_DHT {
+            self.discovery.nudge(Instant::now());
+        }
+    }
+
+    fn on_provider_announced(&mut self, mut record: kad::ProviderRecord) {
+        if !self.discovery.admit_key(&record.key, Instant::now()) {
+            return;
+        }
+        record.addresses.retain(|address| address.len() <= ADDRESS_BYTES_MAX);
+        record.addresses.truncate(ADDRESSES_PER_PEER_MAX);
+        if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
+            tracing::debug!(?error, "provider is not stored");
         }
     }
 

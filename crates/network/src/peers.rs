@@ -36,6 +36,8 @@ pub(crate) struct Connection {
     /// The peer's address; the address that we dialled, or from which it came.
     pub remote: Multiaddr,
     pub dialled: bool,
+    /// The latest answered ping, at first the beginning.
+    pub heard: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -141,6 +143,29 @@ impl PeerTable {
         last
     }
 
+    /// A ping was answered.
+    pub fn heard(&mut self, peer: &PeerId, connection: ConnectionId, rtt: Duration, now: Instant) {
+        let Some(peer) = self.peers.get_mut(peer) else { return };
+        peer.rtt = Some(rtt);
+        if let Some(known) = peer.connections.iter_mut().find(|known| known.id == connection) {
+            known.heard = now;
+        }
+    }
+
+    /// We ourselves were not running: nobody is to blame for silence before `now`.
+    pub fn forgive_silence(&mut self, now: Instant) {
+        self.peers.values_mut().flat_map(|peer| &mut peer.connections).for_each(|known| known.heard = now);
+    }
+
+    /// Connections without an answered ping for `silence`.
+    pub fn silent(&self, silence: Duration, now: Instant) -> Vec<(PeerId, ConnectionId)> {
+        let is_silent = |known: &&Connection| now.saturating_duration_since(known.heard) > silence;
+        let of_peer = |(id, peer): (&PeerId, &Peer)| {
+            peer.connections.iter().filter(is_silent).map(|known| (*id, known.id)).collect::<Vec<_>>()
+        };
+        self.peers.iter().flat_map(of_peer).collect()
+    }
+
     pub fn infos(&self) -> Vec<PeerInfo> {
         let mut infos: Vec<_> = self.peers.values().map(Peer::info).collect();
         infos.sort_by_key(|info| info.node);
@@ -189,7 +214,7 @@ mod tests {
 
     fn connection(id: usize, relayed: bool) -> Connection {
         let remote = "/ip4/198.51.100.7/tcp/1".parse().unwrap();
-        Connection { id: ConnectionId::new_unchecked(id), relayed, remote, dialled: true }
+        Connection { id: ConnectionId::new_unchecked(id), relayed, remote, dialled: true, heard: Instant::now() }
     }
 
     #[test]
@@ -206,5 +231,24 @@ mod tests {
         assert!(!table.closed(&peer, ConnectionId::new_unchecked(2)));
         assert!(table.closed(&peer, ConnectionId::new_unchecked(3)));
         assert_eq!(table.len(), 0);
+        assert!(!table.closed(&peer, ConnectionId::new_unchecked(3)), "a second report of the end changes nothing");
+    }
+
+    #[test]
+    fn silence_is_told_per_connection_and_forgiven_after_a_pause_of_ours() {
+        let mut table = PeerTable::default();
+        let (peer, node) = (PeerId::random(), NodeId([1; 32]));
+        let (first, second) = (connection(1, false), connection(2, false));
+        let (quiet, start, limit) = (first.id, first.heard, Duration::from_secs(6));
+        let other = second.id;
+        table.opened(peer, node, first);
+        table.opened(peer, node, second);
+        let later = start + Duration::from_secs(7);
+        assert!(table.silent(limit, start + Duration::from_secs(5)).is_empty());
+        table.heard(&peer, other, Duration::from_millis(3), later);
+        assert_eq!(table.silent(limit, later), [(peer, quiet)]);
+        assert_eq!(table.get(&peer).unwrap().rtt, Some(Duration::from_millis(3)));
+        table.forgive_silence(later);
+        assert!(table.silent(limit, later).is_empty());
     }
 }

@@ -183,10 +183,12 @@ impl Registry {
     /// Hands an incoming stream over, or resets it when nobody takes them quickly enough.
     fn deliver(&self, from: NodeId, protocol: &StreamProtocol, stream: PeerStream) {
         let sender = self.accepted.lock().get(protocol.as_ref()).cloned();
-        match sender.map(|sender| sender.try_send((from, stream))) {
-            Some(Ok(())) => self.metrics.streams_accepted.inc(),
-            _ => self.metrics.streams_refused.inc(),
-        };
+        let delivered = sender.is_some_and(|sender| sender.try_send((from, stream)).is_ok());
+        if delivered {
+            self.metrics.streams_accepted.inc();
+        } else {
+            self.metrics.streams_refused.inc();
+        }
     }
 
     fn keeps_idle(&self) -> bool {
