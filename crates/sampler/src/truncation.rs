@@ -1,5 +1,7 @@
 //! Top-k, top-p and min-p: which tokens may be drawn at all.
 
+use std::cmp::Ordering;
+
 use opengrid_protocol::{Sampling, session::Token};
 
 use crate::{
@@ -9,7 +11,9 @@ use crate::{
 
 /// Top-p sorts so many tokens; if they do not hold enough mass it goes by buckets.
 const SORTED_FIRST: usize = 256;
+const BLOCK: usize = 64;
 const BUCKETS: usize = 512;
+const LAST_BUCKET: f64 = (BUCKETS - 1) as f64;
 const BUCKETS_PER_NAT: f64 = 16.0;
 
 /// The tokens that top-k, then top-p (of the mass that top-k left), then min-p keep, in no particular order; `None` if
@@ -99,25 +103,40 @@ impl Vocabulary<'_> {
         last.map(|index| index + 1)
     }
 
+    /// The mass of each bucket, its tokens added in the order of their ids; and the bucket of each token. The loops
+    /// over a block without the sums compile to vector instructions.
+    fn masses_of_buckets(self) -> ([f64; BUCKETS], Vec<u16>) {
+        let (mut masses, mut buckets) = ([0.0; BUCKETS], Vec::with_capacity(self.logits.len()));
+        for block in self.logits.chunks(BLOCK) {
+            let (mut weights, mut bucket_of) = ([0.0; BLOCK], [0; BLOCK]);
+            for ((logit, weight), place) in block.iter().zip(&mut weights).zip(&mut bucket_of) {
+                let below = self.below_best(*logit);
+                *weight = exp_nonpositive(below);
+                *place = bucket(below);
+            }
+            for (weight, place) in weights.iter().zip(&bucket_of[..block.len()]) {
+                masses[usize::from(*place)] += weight;
+            }
+            buckets.extend_from_slice(&bucket_of[..block.len()]);
+        }
+        (masses, buckets)
+    }
+
     /// A nucleus too large to sort: whole buckets of similar tokens while they are needed whole, then the best of the
     /// next bucket.
     fn nucleus_by_buckets(self, enough: f64) -> Vec<Token> {
-        let mut masses = [0.0; BUCKETS];
-        for logit in self.logits {
-            let below = self.below_best(*logit);
-            masses[bucket(below)] += exp_nonpositive(below);
-        }
+        let (masses, buckets) = self.masses_of_buckets();
         let (mut mass, mut last) = (0.0, 0);
         while last < BUCKETS - 1 && mass + masses[last] < enough {
             mass += masses[last];
             last += 1;
         }
         let (mut kept, mut partly) = (vec![], vec![]);
-        for (logit, token) in self.logits.iter().zip(0..) {
-            match bucket(self.below_best(*logit)).cmp(&last) {
-                std::cmp::Ordering::Less => kept.push(token),
-                std::cmp::Ordering::Equal => partly.push(rank(*logit, token)),
-                std::cmp::Ordering::Greater => {}
+        for ((logit, bucket), token) in self.logits.iter().zip(buckets).zip(0..) {
+            match usize::from(bucket).cmp(&last) {
+                Ordering::Less => kept.push(token),
+                Ordering::Equal => partly.push(rank(*logit, token)),
+                Ordering::Greater => {}
             }
         }
         partly.sort_unstable_by(|a, b| b.cmp(a));
@@ -130,8 +149,8 @@ impl Vocabulary<'_> {
 
 /// Lower logits never have a lower bucket. The last bucket takes all that is left.
 #[inline(always)]
-fn bucket(below_best: f64) -> usize {
-    ((-below_best * BUCKETS_PER_NAT) as usize).min(BUCKETS - 1)
+fn bucket(below_best: f64) -> u16 {
+    ((-below_best * BUCKETS_PER_NAT).min(LAST_BUCKET)) as i32 as u16
 }
 
 #[cfg(test)]
