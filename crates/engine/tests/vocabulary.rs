@@ -10,7 +10,7 @@ use opengrid_engine::{TEXT_BYTES_MAX, Vocabulary, VocabularyError};
 async fn texts_become_tokens_and_pieces_become_the_text() {
     let vocabulary = vocabulary().await;
     let info = vocabulary.info().clone();
-    assert_eq!((info.size, info.trained_context), (49_152, 2_048));
+    assert_eq!((info.size, info.trained_context), (49_152, 8_192));
     assert_eq!(info.eos_text, "<|im_end|>");
     assert!(info.end_tokens.contains(&info.eos.unwrap()));
     assert!(info.chat_template.unwrap().contains("im_start"));
