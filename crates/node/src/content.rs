@@ -104,32 +104,33 @@ impl PeerSource for GridContent {
         }
     }
 
-    fn report(&self, node: NodeId) {
+    fn misbehaved(&self, node: NodeId, why: &str) {
+        tracing::warn!(peer = %node.short(), why, "a peer's file does not hold");
         (self.faults)(node, Fault::BadRecord);
     }
 }
 
 impl GridContent {
     async fn request(&self, node: NodeId, request: &ContentRequest) -> Result<(ContentResponse, Vec<u8>), PeerError> {
-        timeout(TRANSFER_TIMEOUT, self.exchange(node, request)).await.map_err(|_| PeerError::Unreachable)?
+        timeout(TRANSFER_TIMEOUT, self.exchange(node, request)).await.map_err(|_| PeerError::Unreachable("too slow".into()))?
     }
 
     async fn exchange(&self, node: NodeId, request: &ContentRequest) -> Result<(ContentResponse, Vec<u8>), PeerError> {
-        let unreachable = |_| PeerError::Unreachable;
+        let unreachable = |error: std::io::Error| PeerError::Unreachable(error.to_string());
         let mut stream =
-            self.network.open_stream(node, CONTENT_PROTOCOL).await.map_err(|_| PeerError::Unreachable)?;
-        write_frame(&mut stream, &codec::encode(request)).await.map_err(|_| PeerError::Unreachable)?;
+            self.network.open_stream(node, CONTENT_PROTOCOL).await.map_err(|error| PeerError::Unreachable(error.to_string()))?;
+        write_frame(&mut stream, &codec::encode(request)).await.map_err(|_| closed())?;
         stream.flush().await.map_err(unreachable)?;
-        let header = read_frame(&mut stream, MANIFEST_BYTES_MAX).await.ok().flatten().ok_or(PeerError::Unreachable)?;
+        let header = read_frame(&mut stream, MANIFEST_BYTES_MAX).await.ok().flatten().ok_or_else(closed)?;
         let header: ContentResponse = codec::decode(&header, MANIFEST_BYTES_MAX).map_err(|_| {
             (self.faults)(node, Fault::Malformed);
-            PeerError::Misbehaved
+            misbehaved()
         })?;
         let mut body = Vec::new();
         if let ContentResponse::Chunk { bytes } = header {
             if u64::from(bytes) > CHUNK_BYTES {
                 (self.faults)(node, Fault::Oversized);
-                return Err(PeerError::Misbehaved);
+                return Err(misbehaved());
             }
             stream.take(u64::from(bytes)).read_to_end(&mut body).await.map_err(unreachable)?;
         }
@@ -142,8 +143,16 @@ impl GridContent {
             ContentResponse::Busy => PeerError::Busy,
             _ => {
                 (self.faults)(node, Fault::Malformed);
-                PeerError::Misbehaved
+                misbehaved()
             }
         }
     }
+}
+
+fn closed() -> PeerError {
+    PeerError::Unreachable("it closed the stream".into())
+}
+
+fn misbehaved() -> PeerError {
+    PeerError::Unreachable("it misbehaved".into())
 }

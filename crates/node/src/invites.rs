@@ -19,7 +19,7 @@ pub async fn join(network: &Network, text: &str, have_grid_key: bool) -> Result<
     if addresses.iter().any(|address| address.node == Some(network.local())) {
         return Err("this is the node's own invite: run `opengrid join` on the other machine".into());
     }
-    network.dial(addresses).await.map_err(|error| format!("cannot reach the inviting node: {error}"))
+    network.join(addresses).await.map(drop).map_err(|error| format!("cannot reach the inviting node: {error}"))
 }
 
 /// Where an invite leads.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use opengrid_engine::{EmbeddedConfig, EmbeddedEngine, FakeConfig, FakeEngine, SharedEngine};
 use opengrid_host::{HostProfile, ModelNeeds, OwnerLimits, Plan, Probe};
-use opengrid_models::{Catalogue, ModelEntry, catalogue::SizeClass, download::Progress, gguf};
+use opengrid_models::{Catalogue, ModelEntry, catalogue::SizeClass, download::{Phase, Progress, ProgressSink}, gguf};
 
 use crate::{
     config::{EngineKind, Role, Serve},
@@ -64,7 +64,9 @@ async fn load(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
         node.role.send_replace("worker".to_owned());
     }
     node.serving.ready(entry.root(), &entry.id, engine);
-    node.network.provide(entry.root()).await;
+    if let Err(error) = node.network.provide(entry.root()).await {
+        tracing::warn!(model = entry.id, %error, "not announced in the DHT");
+    }
     tracing::info!(model = entry.id, speed, "serving");
     Ok(())
 }
@@ -73,14 +75,25 @@ async fn fetch(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
     if node.store.contains(entry.root()) {
         return Ok(());
     }
-    let progress = |progress: Progress| {
+    let (serving, root, id) = (node.serving.clone(), entry.root(), entry.id.clone());
+    let progress: ProgressSink = Arc::new(move |progress: Progress| {
         let percent = progress.done_bytes * 100 / progress.total_bytes.max(1);
-        node.serving.preparing(entry.root(), &entry.id, format!("fetching {percent}% of"));
-    };
+        serving.preparing(root, &id, format!("{} {percent}% of", verb(progress.phase)));
+    });
     node.fetcher
         .fetch(entry, Some(node.content.as_ref()), &progress, &node.cancel)
         .await
+        .map(drop)
         .map_err(|error| error.to_string())
+}
+
+fn verb(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Waiting => "waiting for another process to fetch",
+        Phase::Downloading => "fetching",
+        Phase::Unpacking => "unpacking",
+        Phase::Verifying | Phase::Done => "verifying",
+    }
 }
 
 async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngine, String> {
@@ -95,12 +108,13 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
     if let EngineKind::Fake { tokens_per_s, slots } = settings.kind {
         let vocabulary_size = u32::try_from(info.tokens).unwrap_or(u32::MAX);
         let config = FakeConfig { tokens_per_s, slots, context_tokens: trained_context, vocabulary_size, ..FakeConfig::default() };
-        return Ok(Arc::new(FakeEngine::new(config)));
+        return Ok(FakeEngine::new(config));
     }
     let plan = plan(node, entry, &info).await?;
     let config = EmbeddedConfig {
         program: node.config.program.clone(),
         model_path: path,
+        model_root: Some(entry.root().0),
         threads: plan.threads,
         slots: u16::try_from(plan.slots).unwrap_or(u16::MAX),
         context_tokens: plan.context_tokens,
@@ -109,7 +123,7 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
         mode: settings.mode,
         cache_dir: Some(node.config.models_dir.join("cache")),
         gpu_layers: settings.gpu_layers,
-        prefill_chunk: settings.prefill_chunk.unwrap_or(512),
+        prefill_chunk: settings.prefill_chunk,
     };
     let engine = EmbeddedEngine::start(config).await.map_err(|error| error.to_string())?;
     Ok(engine)

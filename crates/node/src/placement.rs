@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use opengrid_network::Network;
@@ -108,7 +109,8 @@ impl Placement {
 
     fn candidates(&self, model: ModelRoot, tokens: &[Token], affinity_key: Option<&str>) -> Vec<Candidate> {
         let keyed = affinity_key.and_then(|key| self.keyed.lock().get(key).copied());
-        let rtts = self.network.rtts();
+        let rtts: HashMap<NodeId, Duration> =
+            self.network.peers().into_iter().filter_map(|peer| Some((peer.node, peer.rtt?))).collect();
         let open = self.open.lock().clone();
         let affinity = self.affinity.lock();
         let local = self.network.local();
@@ -125,7 +127,7 @@ impl Placement {
                 queued: u32::from(beacon.queued),
                 decode_millitokens_per_s: beacon.decode_millitokens_per_s,
                 prefill_millitokens_per_s: beacon.prefill_millitokens_per_s,
-                rtt: if node == local { Some(std::time::Duration::ZERO) } else { rtts.get(&node).copied() },
+                rtt: if node == local { Some(Duration::ZERO) } else { rtts.get(&node).copied() },
                 cached_tokens: match affinity.cached_tokens(node, tokens) {
                     0 if keyed == Some(node) => KEYED_TOKENS_ASSUMED,
                     cached => cached,

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use opengrid_models::{Catalogue, Fetcher, Store};
+use opengrid_models::{Catalogue, Fetcher, Store, download::FetchConfig};
 use opengrid_network::{IncomingStreams, Network, NetworkEvent, PeerAddress, PeerStream};
 use opengrid_privacy::sealing::KeyRing;
 use opengrid_protocol::NodeId;
@@ -59,6 +59,8 @@ pub enum StartError {
     Invite(String),
     #[error(transparent)]
     Network(#[from] opengrid_network::StartError),
+    #[error(transparent)]
+    Accept(#[from] opengrid_network::AcceptError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -99,7 +101,7 @@ impl Node {
             Role::Auto | Role::Edge => "edge",
         };
         let node = Arc::new(Self {
-            fetcher: Fetcher::new(store.clone()),
+            fetcher: Fetcher::new(store.clone(), FetchConfig::default()),
             network,
             catalogue,
             store,
@@ -148,7 +150,9 @@ impl Node {
         let keys = Arc::new(Mutex::new(KeyRing::new(secret, clock::now_ms())));
         let content = Arc::new(ContentServer::new(self.store.clone(), faults.clone()));
         for entry in self.catalogue.models() {
-            self.network.subscribe(entry.root()).await;
+            if let Err(error) = self.network.subscribe(entry.root()).await {
+                tracing::warn!(model = entry.id, %error, "its workers are not heard of");
+            }
         }
         self.serve_streams(KEY_PROTOCOL, {
             let keys = keys.clone();
@@ -243,7 +247,9 @@ fn network_config(config: &NodeConfig, secret: [u8; 32]) -> Result<opengrid_netw
 
 fn fault_sink() -> (FaultSink, mpsc::Receiver<(NodeId, Fault)>) {
     let (sender, reports) = mpsc::channel(FAULTS_MAX);
-    let sink: FaultSink = Arc::new(move |node, fault| drop(sender.try_send((node, fault))));
+    let sink: FaultSink = Arc::new(move |node, fault| {
+        let _ = sender.try_send((node, fault));
+    });
     (sink, reports)
 }
 
@@ -263,7 +269,7 @@ async fn punish(node: Arc<Node>, mut reports: mpsc::Receiver<(NodeId, Fault)>) {
 async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent>) {
     while let Some(Some(event)) = node.cancel.run_until_cancelled(events.recv()).await {
         match event {
-            NetworkEvent::Connected(peer) | NetworkEvent::Upgraded(peer) => {
+            NetworkEvent::Connected(peer) => {
                 node.spawn(|node| async move {
                     node.cancel.run_until_cancelled(node.beacons.ask(peer)).await;
                 });
@@ -272,7 +278,7 @@ async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent
                 node.placement.node_left(peer);
                 node.skew.forget(peer);
             }
-            NetworkEvent::Gossip { topic, bytes, .. } => node.beacons.heard(topic, &bytes),
+            NetworkEvent::Gossip(gossip) => node.beacons.heard(gossip.topic, &gossip.bytes),
             _ => {}
         }
     }

@@ -61,7 +61,7 @@ async fn start(node: &Node, entry: &ModelEntry) -> Result<NodeText, GridError> {
     let internal = |error: &dyn std::fmt::Display| GridError::Internal(error.to_string());
     let path = match node.store.vocabulary_path(entry.root()) {
         Ok(path) => path,
-        Err(StoreError::NotHere { .. }) => node.fetcher.fetch_vocabulary(entry, node.content.as_ref()).await.map_err(|error| {
+        Err(StoreError::NotHere(_)) => node.fetcher.fetch_vocabulary(entry, node.content.as_ref(), &node.cancel).await.map_err(|error| {
             tracing::warn!(model = entry.id, %error, "no vocabulary");
             GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 }
         })?,

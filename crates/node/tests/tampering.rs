@@ -8,6 +8,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Library, TestNode, VOCABULARY, collect, eventually, job, metric, workers};
+use opengrid_node::handle::GridHandle;
 use opengrid_network::{Network, NetworkConfig, PeerAddress, PeerStream, Verdict};
 use opengrid_node::{
     clock, invites,
