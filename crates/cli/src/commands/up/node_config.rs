@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use opengrid_node::config::{EngineKind, EngineSettings, Mode, NetworkSettings, NodeConfig, Role, Serve};
 
 use crate::{
-    config::{self, EngineMode, Limits, ServeModels},
+    config::{self, EngineMode, ServeModels},
     context::Context,
     errors::usage,
     joins,
@@ -47,11 +47,12 @@ pub fn of(context: &Context, address: SocketAddr) -> anyhow::Result<NodeConfig> 
             config::Role::Edge => Role::Edge,
             config::Role::Worker => Role::Worker,
         },
-        catalogue_file: Some(config.models.dir.join(opengrid_models::catalogue::FILE_NAME))
-            .filter(|file| file.exists()),
+        catalogue_dir: config.models.dir.clone(),
         models_dir: config.models.dir.clone(),
         program: std::env::current_exe().context("the program's own path is unknown")?,
-        engine: engine(&config.serve, &config.limits),
+        engine: engine(&config.serve),
+        cpu_percent: config.limits.cpu_percent,
+        memory_percent: config.limits.memory_percent,
         grace: context.grace,
     })
 }
@@ -74,13 +75,13 @@ fn serve(models: &ServeModels) -> Serve {
     }
 }
 
-fn engine(serve: &config::Serve, limits: &Limits) -> EngineSettings {
+fn engine(serve: &config::Serve) -> EngineSettings {
     let slots = serve.slots.map(|slots| u16::try_from(slots.get()).unwrap_or(u16::MAX));
     let fake = EngineKind::Fake { tokens_per_s: FAKE_TOKENS_PER_S, slots: slots.unwrap_or(FAKE_SLOTS) };
     EngineSettings {
         kind: if serve.engine == EngineMode::Fake { fake } else { EngineKind::Embedded },
         mode: if serve.engine == EngineMode::Fast { Mode::Fast } else { Mode::Exact },
-        threads: serve.threads.map(|threads| threads.get()).or_else(|| share_of_cores(limits.cpu_percent)),
+        threads: serve.threads.map(|threads| threads.get()),
         slots,
         context_tokens: serve.context_tokens.map(|tokens| tokens.get()),
         kv_budget_bytes: serve.kv_budget_mb.map(|budget| u64::from(budget.get()) << 20),
@@ -88,12 +89,6 @@ fn engine(serve: &config::Serve, limits: &Limits) -> EngineSettings {
         gpu_layers: serve.gpu_layers,
         queue_max: serve.queue,
     }
-}
-
-/// `None`: no limit, so what the host recommends.
-fn share_of_cores(percent: u32) -> Option<u32> {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    (percent < 100).then(|| (cores * percent / 100).max(1))
 }
 
 /// The key of a private grid: 64 hexadecimal digits, alone or in the last line of a libp2p `swarm.key`.
