@@ -105,5 +105,5 @@ fn unknown_models_and_bad_grid_keys_are_refused_at_start() {
     place.write("key", "short");
     let key = place.home().join("key");
     place.run(&[&base[..], &["--grid-key", key.to_str().unwrap()]].concat()).fails(2, &["64 hexadecimal digits"]);
-    place.run(&[&base[..], &["--join", "grid1nonsense"]].concat()).fails(2, &["grid1nonsense"]);
+    place.run(&[&base[..], &["--join", "grid1nonsense"]].concat()).fails(2, &["--join", "opengrid invite"]);
 }

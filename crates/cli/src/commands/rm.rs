@@ -1,6 +1,6 @@
 //! `opengrid rm`: removes models from the store.
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
 use crate::{
@@ -23,7 +23,10 @@ pub async fn run(args: &RmArgs, context: &Context) -> anyhow::Result<()> {
     }
     let mut removed: Vec<Value> = Vec::new();
     for entry in entries {
-        let freed = models.store.remove(entry.root())?;
+        if !models.store.contains(entry.root()) {
+            bail!("`{}` is not in the store: `opengrid ls --local` lists what is", entry.id);
+        }
+        let freed = models.store.remove(entry.root()).with_context(|| format!("cannot remove `{}`", entry.id))?;
         removed.push(json!({ "id": entry.id, "freed_bytes": freed }));
         if !context.json {
             output::line(format!("removed {} ({} freed)", entry.id, bytes(freed)))?;

@@ -67,7 +67,7 @@ fn row(class: &'static str, typical: Size, measured: &[Measured], fits: bool) ->
             basis: "no model here to measure".into(),
         };
     };
-    let scaled = |speed: f32, own: u64, other: u64| speed * own as f32 / other as f32;
+    let scaled = |speed: f32, own: u64, other: u64| (f64::from(speed) * own as f64 / other as f64) as f32;
     ClassRow {
         class,
         prefill_tokens_per_s: Some(scaled(nearest.prefill_tokens_per_s, nearest.size.parameters, typical.parameters)),
