@@ -41,6 +41,7 @@ pub fn one_line(error: &anyhow::Error) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use anyhow::Context;
 

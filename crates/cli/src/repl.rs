@@ -35,7 +35,7 @@ impl Validator for Multiline {
 type Reader = Editor<Multiline, MemHistory>;
 
 fn is_complete(input: &str) -> bool {
-    !input.ends_with('\\') && input.matches("\"\"\"").count() % 2 == 0
+    !input.ends_with('\\') && input.matches("\"\"\"").count().is_multiple_of(2)
 }
 
 /// What was meant: the quotes around and the backslashes before line breaks are gone.
