@@ -88,7 +88,7 @@ impl Crook {
                 tokio::spawn(cheat_one(gateway, stream, keys.clone(), cheat));
             }
         });
-        network.subscribe(model).await;
+        network.subscribe(model).await.unwrap();
         let addresses: Vec<PeerAddress> = invites::addresses_of(gateway_invite, false).unwrap();
         network.dial(addresses).await.unwrap();
         let announcer = network.clone();
