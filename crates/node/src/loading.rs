@@ -1,6 +1,6 @@
 //! From `--serve` to running engines: fetch what is missing, load what fits, announce.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use opengrid_engine::{EmbeddedConfig, EmbeddedEngine, FakeConfig, FakeEngine, SharedEngine};
 use opengrid_host::{HostProfile, ModelNeeds, OwnerLimits, Plan, Probe};
@@ -12,6 +12,11 @@ use crate::{
     start::StartError,
 };
 
+/// Pauses between attempts to get a file that nobody had; doubling.
+const FETCH_PAUSE_MIN: Duration = Duration::from_secs(2);
+const FETCH_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a starting node waits for a first peer before it asks the world for a file.
+const PEER_PATIENCE: Duration = Duration::from_secs(3);
 /// Below this speed a machine is no worker for a model.
 const DECODE_TOKENS_PER_S_MIN: f32 = 1.0;
 
@@ -28,7 +33,7 @@ pub fn resolve(serve: &Serve, catalogue: &Catalogue) -> Result<Option<Vec<ModelE
     }
 }
 
-/// Loads the models one after the other in the background.
+/// Fetches and loads the models in the background.
 pub fn spawn(node: &Arc<Node>, serve: Option<Vec<ModelEntry>>) {
     let entries = serve.unwrap_or_else(|| {
         node.catalogue.models().filter(|entry| node.store.contains(entry.root())).cloned().collect()
@@ -36,23 +41,31 @@ pub fn spawn(node: &Arc<Node>, serve: Option<Vec<ModelEntry>>) {
     for entry in &entries {
         node.serving.preparing(entry.root(), &entry.id, "waiting to load".into());
     }
-    node.spawn(|node| async move {
-        for entry in entries {
-            let loaded = node.cancel.run_until_cancelled(load(&node, &entry)).await;
-            match loaded {
-                None => return,
-                Some(Ok(())) => {}
-                Some(Err(why)) => {
-                    tracing::error!(model = entry.id, why, "not served");
-                    node.serving.failed(entry.root(), &entry.id, why);
-                }
-            }
-        }
-    });
+    for entry in entries {
+        node.spawn(|node| async move {
+            node.cancel.run_until_cancelled(load_patiently(&node, &entry)).await;
+        });
+    }
+}
+
+/// A file that cannot be had now may come with the next peer; what else fails stays failed.
+async fn load_patiently(node: &Arc<Node>, entry: &ModelEntry) {
+    let mut pause = FETCH_PAUSE_MIN;
+    while let Err(why) = fetch(node, entry).await {
+        tracing::warn!(model = entry.id, why, "not fetched; trying again soon");
+        node.serving.failed(entry.root(), &entry.id, format!("{why}; trying again in {} s", pause.as_secs()));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(FETCH_PAUSE_MAX);
+    }
+    // One at a time: loading takes all cores.
+    let _loading = node.loading.lock().await;
+    if let Err(why) = load(node, entry).await {
+        tracing::error!(model = entry.id, why, "not served");
+        node.serving.failed(entry.root(), &entry.id, why);
+    }
 }
 
 async fn load(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
-    fetch(node, entry).await?;
     node.serving.preparing(entry.root(), &entry.id, "loading".into());
     let engine = start_engine(node, entry).await?;
     let speed = engine.capabilities().decode_tokens_per_s;
@@ -75,6 +88,7 @@ async fn fetch(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
     if node.store.contains(entry.root()) {
         return Ok(());
     }
+    wait_for_a_peer(node).await;
     let (serving, root, id) = (node.serving.clone(), entry.root(), entry.id.clone());
     let progress: ProgressSink = Arc::new(move |progress: Progress| {
         let percent = progress.done_bytes * 100 / progress.total_bytes.max(1);
@@ -85,6 +99,21 @@ async fn fetch(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
         .await
         .map(drop)
         .map_err(|error| error.to_string())
+}
+
+/// Peers are the first source, but a node that just started has none yet.
+async fn wait_for_a_peer(node: &Arc<Node>) {
+    let someone = async {
+        while node.network.peers().is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // The first beacons come right behind the connection.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    let expects_peers = !node.config.network.join.is_empty() || node.config.network.mdns;
+    if expects_peers {
+        let _ = tokio::time::timeout(PEER_PATIENCE, someone).await;
+    }
 }
 
 fn verb(phase: Phase) -> &'static str {

@@ -62,6 +62,8 @@ pub struct Node {
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
     pub(crate) shutdown_requested: CancellationToken,
+    /// Held while a model loads.
+    pub(crate) loading: tokio::sync::Mutex<()>,
     pub(crate) lock: Mutex<Option<HomeLock>>,
 }
 

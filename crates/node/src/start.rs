@@ -1,16 +1,17 @@
 //! Building a node, in order, and the tasks that it lives by.
 
 use std::{
+    collections::HashMap,
     io,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use opengrid_models::{Catalogue, Fetcher, Store, download::FetchConfig};
 use opengrid_network::{IncomingStreams, Network, NetworkEvent, PeerAddress, PeerStream};
 use opengrid_privacy::sealing::KeyRing;
-use opengrid_protocol::NodeId;
+use opengrid_protocol::{NodeId, limits::CHANNELS_PER_PEER_MAX};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -40,6 +41,8 @@ use crate::{
 
 /// Streams of one protocol handled at once; more wait in the network's bounded queue.
 const STREAMS_AT_ONCE: usize = 256;
+/// How often expired sealing keys are looked for.
+const KEY_SWEEP: Duration = Duration::from_secs(60);
 /// Fault reports that wait; more are dropped (the peer is punished by the first).
 const FAULTS_MAX: usize = 256;
 
@@ -119,6 +122,7 @@ impl Node {
             tasks,
             cancel,
             shutdown_requested: CancellationToken::new(),
+            loading: tokio::sync::Mutex::default(),
             lock: Mutex::new(Some(lock)),
             config,
         });
@@ -148,6 +152,7 @@ impl Node {
         faults: FaultSink,
     ) -> Result<(), StartError> {
         let keys = Arc::new(Mutex::new(KeyRing::new(secret, clock::now_ms())));
+        let ring = keys.clone();
         let content = Arc::new(ContentServer::new(self.store.clone(), faults.clone()));
         for entry in self.catalogue.models() {
             if let Err(error) = self.network.subscribe(entry.root()).await {
@@ -160,7 +165,17 @@ impl Node {
         })?;
         self.serve_streams(SESSION_PROTOCOL, {
             let serving = self.serving.clone();
-            move |gateway, stream| serve_session(gateway, stream, keys.clone(), serving.clone(), faults.clone())
+            let channels = Channels::default();
+            move |gateway, stream| {
+                let (keys, serving, faults) = (keys.clone(), serving.clone(), faults.clone());
+                let place = channels.take(gateway);
+                async move {
+                    // One too many is closed unheard; the gateway sees a closed channel.
+                    if let Some(_place) = place {
+                        serve_session(gateway, stream, keys, serving, faults).await;
+                    }
+                }
+            }
         })?;
         self.serve_streams(BEACONS_PROTOCOL, {
             let beacons = self.beacons.clone();
@@ -177,6 +192,7 @@ impl Node {
         self.spawn(|node| punish(node, fault_reports));
         self.spawn(|node| async move { node.beacons.publish_until(node.cancel.clone()).await });
         self.spawn(discovery::run);
+        self.spawn(|node| forget_old_keys(node, ring));
         Ok(())
     }
 
@@ -284,6 +300,14 @@ async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent
     }
 }
 
+/// Expired keys leave memory although nobody asks for new ones.
+async fn forget_old_keys(node: Arc<Node>, keys: Arc<Mutex<KeyRing>>) {
+    let mut tick = tokio::time::interval(KEY_SWEEP);
+    while node.cancel.run_until_cancelled(tick.tick()).await.is_some() {
+        keys.lock().forget_expired(clock::now_ms());
+    }
+}
+
 async fn send_key(keys: Arc<Mutex<KeyRing>>, mut stream: PeerStream) {
     let key = keys.lock().current(clock::now_ms()).to_bytes();
     let send = async {
@@ -291,7 +315,7 @@ async fn send_key(keys: Arc<Mutex<KeyRing>>, mut stream: PeerStream) {
         tokio::io::AsyncWriteExt::shutdown(&mut stream).await.ok()
     };
     // A gateway that hangs up asks again.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), send).await;
+    let _ = tokio::time::timeout(Duration::from_secs(5), send).await;
 }
 
 async fn serve_session(
@@ -305,5 +329,38 @@ async fn serve_session(
     tracing::debug!(gateway = %gateway.short(), %end, "session channel ended");
     if let ChannelEnd::Fault(fault) = end {
         faults(gateway, fault);
+    }
+}
+
+/// Open session channels by gateway, at most [`CHANNELS_PER_PEER_MAX`] each.
+#[derive(Clone, Default)]
+struct Channels(Arc<Mutex<HashMap<NodeId, usize>>>);
+
+impl Channels {
+    fn take(&self, gateway: NodeId) -> Option<ChannelPlace> {
+        let mut open = self.0.lock();
+        let count = open.entry(gateway).or_default();
+        if *count >= CHANNELS_PER_PEER_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(ChannelPlace { channels: self.clone(), gateway })
+    }
+}
+
+struct ChannelPlace {
+    channels: Channels,
+    gateway: NodeId,
+}
+
+impl Drop for ChannelPlace {
+    fn drop(&mut self) {
+        let mut open = self.channels.0.lock();
+        if let Some(count) = open.get_mut(&self.gateway) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.gateway);
+            }
+        }
     }
 }

@@ -22,10 +22,6 @@ pub enum ToWorker {
     Cancel {
         session: SessionId,
     },
-    /// Asks for a [`ToGateway::Pong`]; measures the way and the load.
-    Ping {
-        nonce: u64,
-    },
 }
 
 /// Starts a session, or continues one that another worker lost.
@@ -94,11 +90,6 @@ pub enum ToGateway {
         why: Refusal,
     },
     Heartbeat,
-    Pong {
-        nonce: u64,
-        slots_busy: u16,
-        queued: u16,
-    },
 }
 
 /// One generated token.

@@ -79,7 +79,6 @@ fn sessions(snapshot: &mut Snapshot) {
     snapshot.value("to_worker.open", &ToWorker::Open(Box::new(open)));
     snapshot.value("to_worker.open.greedy", &ToWorker::Open(Box::new(plain)));
     snapshot.value("to_worker.cancel", &ToWorker::Cancel { session });
-    snapshot.value("to_worker.ping", &ToWorker::Ping { nonce: 300 });
     snapshot.value("to_gateway.accepted", &ToGateway::Accepted { session, queued: 3 });
     let tokens = vec![
         TokenOut { token: 200, logprob: None, top: vec![] },
@@ -101,7 +100,6 @@ fn sessions(snapshot: &mut Snapshot) {
         snapshot.value(&format!("to_gateway.refused.{name}"), &ToGateway::Refused { session, why });
     }
     snapshot.value("to_gateway.heartbeat", &ToGateway::Heartbeat);
-    snapshot.value("to_gateway.pong", &ToGateway::Pong { nonce: 300, slots_busy: 4, queued: 1_000 });
 }
 
 fn records(snapshot: &mut Snapshot) {

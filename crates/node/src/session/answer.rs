@@ -223,7 +223,7 @@ impl AnswerTask {
                     return self.finish(finish, usage, progress).await;
                 }
                 ToGateway::Refused { why, .. } => return self.refused(why, progress),
-                ToGateway::Heartbeat | ToGateway::Pong { .. } => {}
+                ToGateway::Heartbeat => {}
             }
         }
     }

@@ -128,7 +128,7 @@ impl Routes {
     /// [`Fault::ForeignSession`] for a session that was never open here.
     pub fn dispatch(&self, message: ToGateway) -> Result<(), Fault> {
         let (session, is_last) = match &message {
-            ToGateway::Heartbeat | ToGateway::Pong { .. } => return Ok(()),
+            ToGateway::Heartbeat => return Ok(()),
             ToGateway::Accepted { session, .. } | ToGateway::Tokens { session, .. } => (*session, false),
             ToGateway::Finished { session, .. } | ToGateway::Refused { session, .. } => (*session, true),
         };

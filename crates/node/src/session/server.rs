@@ -48,9 +48,6 @@ pub async fn serve(
                         cancel.cancel();
                     }
                 }
-                Some(ToWorker::Ping { nonce }) => {
-                    let _ = outbound.try_send(ToGateway::Pong { nonce, slots_busy: 0, queued: cancels.len() as u16 });
-                }
                 Some(ToWorker::Open(open)) => {
                     let session = open.session;
                     if let Err(why) = admit(&open, &cancels) {

@@ -63,7 +63,6 @@ pub fn to_worker() -> impl Strategy<Value = ToWorker> {
     prop_oneof![
         open().prop_map(|open| ToWorker::Open(Box::new(open))),
         session().prop_map(|session| ToWorker::Cancel { session }),
-        any::<u64>().prop_map(|nonce| ToWorker::Ping { nonce }),
     ]
 }
 
@@ -113,7 +112,6 @@ pub fn to_gateway() -> impl Strategy<Value = ToGateway> {
         }),
         (session(), refusal()).prop_map(|(session, why)| ToGateway::Refused { session, why }),
         Just(ToGateway::Heartbeat),
-        any::<(u64, u16, u16)>().prop_map(|(nonce, slots_busy, queued)| ToGateway::Pong { nonce, slots_busy, queued }),
     ]
 }
 
