@@ -25,6 +25,9 @@ import client
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m"
 START_S = 40
+# Workers share this machine's cores: llama.cpp's threads spin while they wait for each other, so that more threads than
+# cores make all of them many times slower.
+WORKER_THREADS = max(1, (os.cpu_count() or 1) // 2)
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -269,7 +272,7 @@ class Grid:
     def __init__(self, env=None, models_dir=None):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="opengrid-grid-"))
         self.models_dir = models_dir or shared_store()
-        self.env = base_env(self.models_dir) | (env or {})
+        self.env = base_env(self.models_dir) | {"OPENGRID_SERVE_THREADS": str(WORKER_THREADS)} | (env or {})
         self.nodes = []
 
     def __enter__(self):
