@@ -118,6 +118,9 @@ pub struct Serve {
     /// In MiB.
     #[serde(deserialize_with = "zero_is_none")]
     pub kv_budget_mb: Option<NonZeroU32>,
+    /// Most prompt tokens computed in one step.
+    #[serde(deserialize_with = "zero_is_none")]
+    pub prefill_chunk: Option<NonZeroU32>,
     /// Sessions that may wait for a slot, per model.
     pub queue: u16,
     pub gpu_layers: u32,

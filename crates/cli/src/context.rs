@@ -51,11 +51,14 @@ impl Context {
     }
 }
 
+/// Libraries that warn of what is ordinary here: a node without peers yet, one behind a NAT, an address without a route.
+const HARMLESS: &str = "libp2p_kad::behaviour=error,libp2p_autonat=error,quinn_udp=error";
+
 /// Our own crates at `level`; what others say below a warning is of use only with a filter of one's own.
 fn filter(level: LogLevel) -> String {
     match level {
-        LogLevel::Off | LogLevel::Error | LogLevel::Warn => level.as_str().to_owned(),
-        _ => format!("warn,opengrid={}", level.as_str()),
+        LogLevel::Off | LogLevel::Error => level.as_str().to_owned(),
+        _ => format!("warn,{HARMLESS},opengrid={}", level.as_str()),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use opengrid_engine::Mode;
+use opengrid_models::download::FetchConfig;
 
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -17,6 +18,8 @@ pub struct NodeConfig {
     pub models_dir: PathBuf,
     /// Where the user's `catalogue.toml` lies, if there is one.
     pub catalogue_dir: PathBuf,
+    /// Where missing models come from, in which order.
+    pub fetch: FetchConfig,
     /// The `opengrid` binary, to start the engine's child processes with.
     pub program: PathBuf,
     pub engine: EngineSettings,
@@ -31,7 +34,11 @@ pub struct NodeConfig {
 pub struct NetworkSettings {
     /// TCP and UDP; 0 takes any.
     pub p2p_port: u16,
+    /// Invites.
     pub join: Vec<String>,
+    /// Multiaddresses with `/p2p/…`.
+    pub bootstrap: Vec<String>,
+    pub connections_max: u32,
     pub mdns: bool,
     pub upnp: bool,
     pub relay_server: bool,

@@ -5,7 +5,7 @@ use opengrid_protocol::invite::Invite;
 
 /// This node's invite with its present addresses, the most useful first.
 pub fn own_invite(network: &Network, private: bool) -> String {
-    let addresses = network.listen_addresses();
+    let addresses = network.invite_addresses();
     let addresses = addresses.iter().filter_map(|address| opengrid_network::address_to_bytes(address)).collect();
     Invite { node: network.local(), addresses, private }.to_text()
 }

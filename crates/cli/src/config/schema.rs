@@ -153,6 +153,13 @@ pub const KEYS: &[Key] = &[
         "0",
         "Memory for the KV cache per model, in MiB. 0: a quarter of the available memory, at most 768.",
     ),
+    key(
+        "serve",
+        "prefill_chunk",
+        integer(0, 2_048),
+        "0",
+        "Most prompt tokens that are computed in one step, between the tokens of other answers. 0: by measured speed.",
+    ),
     key("serve", "queue", integer(0, 1_024), "64", "Answers that may wait for a slot, per model; then: busy."),
     key("serve", "gpu_layers", integer(0, 1_000), "0", "Layers to put on the GPU (builds with a GPU engine). 0: none."),
     key(

@@ -58,6 +58,8 @@ impl Library {
             network: NetworkSettings {
                 p2p_port: 0,
                 join,
+                bootstrap: vec![],
+                connections_max: 64,
                 mdns: false,
                 upnp: false,
                 relay_server: true,
@@ -67,6 +69,7 @@ impl Library {
             role: Role::Auto,
             models_dir: self.dir.path().join("models"),
             catalogue_dir: self.dir.path().to_owned(),
+            fetch: opengrid_models::download::FetchConfig::default(),
             cpu_percent: 100,
             memory_percent: 75,
             program: "/nonexistent".into(),

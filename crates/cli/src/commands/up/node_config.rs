@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use opengrid_node::config::{EngineKind, EngineSettings, Mode, NetworkSettings, NodeConfig, Role, Serve};
 
 use crate::{
+    commands::pull::fetch_config,
     config::{self, EngineMode, ServeModels},
     context::Context,
     errors::usage,
@@ -36,6 +37,8 @@ pub fn of(context: &Context, address: SocketAddr) -> anyhow::Result<NodeConfig> 
         network: NetworkSettings {
             p2p_port: config.network.p2p_port,
             join,
+            bootstrap: config.network.bootstrap.clone(),
+            connections_max: config.limits.connections,
             mdns: config.network.mdns,
             upnp: config.network.upnp,
             relay_server: config.network.relay,
@@ -49,6 +52,7 @@ pub fn of(context: &Context, address: SocketAddr) -> anyhow::Result<NodeConfig> 
         },
         catalogue_dir: config.models.dir.clone(),
         models_dir: config.models.dir.clone(),
+        fetch: fetch_config(&config.models),
         program: std::env::current_exe().context("the program's own path is unknown")?,
         engine: engine(&config.serve),
         cpu_percent: config.limits.cpu_percent,
@@ -85,7 +89,7 @@ fn engine(serve: &config::Serve) -> EngineSettings {
         slots,
         context_tokens: serve.context_tokens.map(|tokens| tokens.get()),
         kv_budget_bytes: serve.kv_budget_mb.map(|budget| u64::from(budget.get()) << 20),
-        prefill_chunk: None,
+        prefill_chunk: serve.prefill_chunk.map(|tokens| tokens.get()),
         gpu_layers: serve.gpu_layers,
         queue_max: serve.queue,
     }
@@ -119,7 +123,7 @@ mod tests {
     #[test]
     fn settings_reach_the_node() {
         let home = tempfile::tempdir().unwrap();
-        let text = "[serve]\nmodels = \"none\"\nengine = \"fast\"\nkv_budget_mb = 3\n[network]\nmdns = false\n";
+        let text = "[serve]\nmodels = \"none\"\nprefill_chunk = 5\nengine = \"fast\"\nkv_budget_mb = 3\n[network]\nmdns = false\n";
         fs::write(home.path().join("config.toml"), text).unwrap();
         let global = Global { home: Some(home.path().to_owned()), json: false, log: None };
         let context = Context::load(&global, Some(&UpArgs::default())).unwrap();
@@ -128,6 +132,7 @@ mod tests {
         assert_eq!(config.serve, Serve::None);
         assert_eq!(config.engine.mode, Mode::Fast);
         assert_eq!(config.engine.kv_budget_bytes, Some(3 << 20));
+        assert_eq!(config.engine.prefill_chunk, Some(5));
         assert!(!config.network.mdns);
     }
 
