@@ -41,7 +41,8 @@ pub(crate) fn reach(address: &Multiaddr) -> Option<Reach> {
 }
 
 fn ip_reach(ip: IpAddr) -> Option<Reach> {
-    if ip.is_unspecified() || ip.is_multicast() {
+    // Link-local IPv6 cannot be dialled without the name of an interface, which differs by machine.
+    if ip.is_unspecified() || ip.is_multicast() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
         return None;
     }
     if ip.is_loopback() {
@@ -53,9 +54,58 @@ fn ip_reach(ip: IpAddr) -> Option<Reach> {
             // 100.64.0.0/10 is carrier-grade NAT (RFC 6598).
             ip.is_private() || ip.is_link_local() || (a == 100 && (64..128).contains(&b))
         }
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+        IpAddr::V6(ip) => ip.is_unique_local(),
     };
     Some(if private { Reach::Private } else { Reach::Public })
+}
+
+/// How useful an address of ours is to others, most useful first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    kind: Kind,
+    ipv6: bool,
+    udp: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Public,
+    Lan,
+    Relayed,
+    Loopback,
+}
+
+impl Rank {
+    /// `None` for what cannot be dialled.
+    pub fn of(address: &Multiaddr) -> Option<Self> {
+        let kind = match (is_relayed(address), reach(address)?) {
+            (true, _) => Kind::Relayed,
+            (false, Reach::Public) => Kind::Public,
+            (false, Reach::Private) => Kind::Lan,
+            (false, Reach::Loopback) => Kind::Loopback,
+        };
+        let has = |wanted: fn(&Protocol<'_>) -> bool| address.iter().any(|part| wanted(&part));
+        Some(Self {
+            kind,
+            ipv6: has(|part| matches!(part, Protocol::Ip6(_))),
+            udp: has(|part| matches!(part, Protocol::Udp(_))),
+        })
+    }
+}
+
+/// The addresses of a ranked list that an invite needs. It should be short: whoever joins learns the others.
+pub(crate) fn for_invite(ranked: &[String]) -> Vec<String> {
+    const KEPT: usize = 4;
+    let kinds: Vec<(Kind, &String)> =
+        ranked.iter().filter_map(|text| Some((Rank::of(&text.parse().ok()?)?.kind, text))).collect();
+    let of = |kind: Kind, limit: usize| {
+        kinds.iter().filter(move |(known, _)| *known == kind).take(limit).map(|(_, text)| (*text).clone())
+    };
+    let public: Vec<_> = of(Kind::Public, 2).collect();
+    // The loopback address is for several nodes on one machine.
+    let last: Vec<_> = of(Kind::Relayed, 1).chain(of(Kind::Loopback, 1)).collect();
+    let lan = of(Kind::Lan, KEPT - public.len() - last.len());
+    public.iter().cloned().chain(lan).chain(last.iter().cloned()).collect()
 }
 
 /// The address without a trailing `/p2p/…`, and that peer. Circuit addresses keep the relay's id.
@@ -142,6 +192,7 @@ mod tests {
             ("/ip4/100.64.0.1/tcp/1", Some(Reach::Private)),
             ("/ip4/100.128.0.1/tcp/1", Some(Reach::Public)),
             ("/ip6/fd00::1/tcp/1", Some(Reach::Private)),
+            ("/ip6/fe80::1/tcp/1", None),
             ("/ip4/198.51.100.7/tcp/1", Some(Reach::Public)),
             ("/dns4/example.org/tcp/1", Some(Reach::Public)),
             ("/ip4/0.0.0.0/tcp/1", None),
@@ -150,6 +201,28 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(reach(&address(text)), expected, "{text}");
         }
+    }
+
+    fn invited(known: &[&str]) -> Vec<String> {
+        let mut ranked: Vec<_> = known.iter().map(|text| (Rank::of(&address(text)).unwrap(), *text)).collect();
+        ranked.sort();
+        for_invite(&ranked.into_iter().map(|(_, text)| text.to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn invites_hold_few_addresses_the_most_useful_first() {
+        let loopback = ["/ip6/::1/tcp/1", "/ip4/127.0.0.1/udp/1/quic-v1", "/ip4/127.0.0.1/tcp/1"];
+        assert_eq!(invited(&loopback), ["/ip4/127.0.0.1/tcp/1"]);
+        let lan = ["/ip6/fd00::9/tcp/1", "/ip4/10.0.0.9/udp/1/quic-v1", "/ip4/172.17.0.1/tcp/1", "/ip4/10.0.0.9/tcp/1"];
+        let at_home = ["/ip4/10.0.0.9/tcp/1", "/ip4/172.17.0.1/tcp/1", "/ip4/10.0.0.9/udp/1/quic-v1"];
+        assert_eq!(invited(&[&loopback[..], &lan[..]].concat()), [&at_home[..], &["/ip4/127.0.0.1/tcp/1"]].concat());
+        let relayed = format!("/ip4/198.51.100.1/tcp/1/p2p/{}/p2p-circuit", NodeId([7; 32]));
+        let behind_nat = invited(&[&loopback[..], &lan[..], &[&relayed, &relayed]].concat());
+        assert_eq!(behind_nat, [at_home[0], at_home[1], &relayed, "/ip4/127.0.0.1/tcp/1"]);
+        let public = ["/ip6/2001:db8::7/tcp/1", "/ip4/198.51.100.7/udp/1/quic-v1", "/ip4/198.51.100.7/tcp/1"];
+        let server = invited(&[&public[..], &lan[..], &loopback[..]].concat());
+        assert_eq!(server, [public[2], public[1], at_home[0], "/ip4/127.0.0.1/tcp/1"]);
+        assert!(invited(&[]).is_empty());
     }
 
     #[test]

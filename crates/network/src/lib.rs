@@ -154,10 +154,15 @@ impl Network {
         self.shared.local
     }
 
-    /// Multiaddresses without `/p2p/…` at which this node listens, with the real port; for invites. Most useful first:
-    /// confirmed public ones, LAN, relayed, loopback.
+    /// Multiaddresses without `/p2p/…` at which this node listens, with the real port. Most useful first: confirmed
+    /// public ones, LAN, relayed, loopback.
     pub fn listen_addresses(&self) -> Vec<String> {
         self.shared.addresses.read().clone()
+    }
+
+    /// The few of [`Network::listen_addresses`] that an invite needs.
+    pub fn invite_addresses(&self) -> Vec<String> {
+        address::for_invite(&self.shared.addresses.read())
     }
 
     /// The connected peers by id. A peer leaves when its last connection closes, a silent one within 8 seconds.
