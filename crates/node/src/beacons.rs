@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use opengrid_network::{Network, PeerStream, Verdict};
+use opengrid_network::{Gossip, Network, PeerStream, Verdict};
 use opengrid_protocol::{
-    ModelRoot, NodeId, Signed, codec,
+    ModelRoot, NodeId, Signed,
     beacon::Beacon,
-    limits::{BEACON_LIFE_MS, MODELS_PER_NODE_MAX, RECORD_BYTES_MAX},
+    codec,
+    limits::{MODELS_PER_NODE_MAX, RECORD_BYTES_MAX},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, time::timeout};
@@ -28,8 +29,10 @@ use crate::{
 pub const BEACONS_PROTOCOL: &str = "/opengrid/beacons/1";
 /// Time between two beacons of an unchanged worker while the network is small.
 const INTERVAL: Duration = Duration::from_millis(2_000);
-/// Time between two beacons of a worker whose load changed.
+/// Time between two beacons of a worker whose load changed, and the share of the present interval that it must be.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
+const INTERVAL_SHARE: u32 = 4;
+const INTERVAL_MAX: Duration = Duration::from_secs(120);
 /// What the beacons that this node forwards may cost, in bytes per second.
 const BUDGET_BYTES_PER_S: u64 = 2_000;
 const BEACON_BYTES: u64 = 300;
@@ -43,22 +46,27 @@ struct Exchange {
     beacons: Vec<Vec<u8>>,
 }
 
-/// Judges gossip before it is forwarded. Signature and topic must hold; a wrong clock is no crime.
-pub fn judge(topic: ModelRoot, bytes: &[u8]) -> Verdict {
-    let Ok(signed) = Signed::from_bytes(bytes) else {
+/// Judges gossip before it is forwarded. Author, signature and topic must hold; a wrong clock is no crime.
+pub fn judge(gossip: &Gossip) -> Verdict {
+    let Ok(signed) = Signed::from_bytes(&gossip.bytes) else {
         return Verdict::Reject;
     };
-    match directory::open_beacon(&signed, Some(topic), clock::now_ms()) {
+    // A node speaks for itself only: nobody fills the lists with invented workers over one connection.
+    if signed.signer != gossip.from {
+        return Verdict::Reject;
+    }
+    match directory::open_beacon(&signed, Some(gossip.topic), clock::now_ms()) {
         Ok(_) => Verdict::Accept,
         Err(BeaconError::Record(error)) if clock::is_clock_error(&error) => Verdict::Ignore,
         Err(_) => Verdict::Reject,
     }
 }
 
-/// How long to wait between beacons when `workers` share a topic: the whole topic's traffic stays in budget.
+/// How long to wait between beacons when `workers` of a model are seen: the whole topic's traffic stays in budget. The
+/// life of a beacon stays the same, so in a large network everybody sees a changing sample of the workers, all fresh.
 fn interval_for(workers: usize) -> Duration {
     let shared = Duration::from_millis(workers as u64 * BEACON_BYTES * 1_000 / BUDGET_BYTES_PER_S);
-    INTERVAL.max(shared)
+    INTERVAL.max(shared).min(INTERVAL_MAX)
 }
 
 pub struct Beacons {
@@ -82,7 +90,7 @@ impl Beacons {
                 _ = changed.changed() => {
                     tokio::select! {
                         () = cancel.cancelled() => break,
-                        () = tokio::time::sleep(INTERVAL_MIN) => {}
+                        () = tokio::time::sleep(INTERVAL_MIN.max(interval / INTERVAL_SHARE)) => {}
                     }
                     changed.mark_unchanged();
                 }
@@ -97,21 +105,19 @@ impl Beacons {
         let mut interval = INTERVAL;
         for (beacon, bytes) in self.signed_beacons(&mut interval) {
             let model = beacon.model;
-            self.placement.directory.lock().hear(self.network.local(), beacon, clock::now_ms());
+            self.placement.directory.lock().hear(self.network.local(), beacon, clock::monotonic_ms());
             // Nobody listening yet is no error.
             let _ = self.network.publish(model, bytes).await;
         }
-        self.placement.directory.lock().prune(clock::now_ms());
+        self.placement.directory.lock().prune(clock::monotonic_ms());
         interval
     }
 
     fn signed_beacons(&self, interval: &mut Duration) -> Vec<(Beacon, Vec<u8>)> {
-        let now_ms = clock::now_ms();
-        let mut beacons = self.serving.beacons(now_ms);
-        for beacon in &mut beacons {
-            let workers = self.placement.directory.lock().workers(beacon.model, now_ms).count();
+        let beacons = self.serving.beacons(clock::now_ms());
+        for beacon in &beacons {
+            let workers = self.placement.directory.lock().workers(beacon.model, clock::monotonic_ms()).count();
             *interval = (*interval).max(interval_for(workers));
-            beacon.life_ms = BEACON_LIFE_MS.max(4 * interval.as_millis() as u64);
         }
         let sign = |beacon: Beacon| {
             let bytes = Signed::seal(&beacon, &self.secret).to_bytes();
@@ -135,7 +141,7 @@ impl Beacons {
         match directory::open_beacon(signed, topic, now_ms) {
             Ok(beacon) => {
                 let model_id = beacon.model_id.clone();
-                if self.placement.directory.lock().hear(signed.signer, beacon, now_ms) == Heard::New {
+                if self.placement.directory.lock().hear(signed.signer, beacon, clock::monotonic_ms()) == Heard::New {
                     tracing::info!(worker = %signed.signer.short(), %model_id, "worker joined");
                 }
                 None
@@ -193,11 +199,11 @@ mod tests {
     fn the_interval_grows_with_the_network() {
         assert_eq!(interval_for(1), INTERVAL);
         assert_eq!(interval_for(100), Duration::from_secs(15));
+        assert_eq!(interval_for(1_000_000), INTERVAL_MAX);
     }
 
     #[test]
-    fn nonsense_is_rejected_and_a_wrong_clock_ignored() {
-        assert_eq!(judge(ModelRoot([0; 32]), b"nonsense"), Verdict::Reject);
+    fn nonsense_and_ventriloquism_are_rejected_and_a_wrong_clock_ignored() {
         let beacon = Beacon {
             model: ModelRoot([1; 32]),
             model_id: "m".into(),
@@ -213,11 +219,19 @@ mod tests {
             prefill_millitokens_per_s: 1,
             draining: false,
         };
-        let old = Signed::seal(&beacon, &[1; 32]).to_bytes();
-        assert_eq!(judge(beacon.model, &old), Verdict::Ignore);
         let now = clock::now_ms();
-        let fresh = Signed::seal(&Beacon { issued_ms: now, sequence: now, ..beacon.clone() }, &[1; 32]).to_bytes();
-        assert_eq!(judge(beacon.model, &fresh), Verdict::Accept);
-        assert_eq!(judge(ModelRoot([2; 32]), &fresh), Verdict::Reject);
+        let old = Signed::seal(&beacon, &[1; 32]);
+        let fresh = Signed::seal(&Beacon { issued_ms: now, sequence: now, ..beacon.clone() }, &[1; 32]);
+        let verdict = |topic, from, bytes: Vec<u8>| judge(&Gossip { topic, from, bytes });
+        let (topic, author) = (beacon.model, fresh.signer);
+        assert_eq!(verdict(topic, author, b"nonsense".to_vec()), Verdict::Reject);
+        assert_eq!(verdict(topic, author, old.to_bytes()), Verdict::Ignore);
+        assert_eq!(verdict(topic, author, fresh.to_bytes()), Verdict::Accept);
+        assert_eq!(verdict(ModelRoot([2; 32]), author, fresh.to_bytes()), Verdict::Reject);
+        assert_eq!(
+            verdict(topic, NodeId([7; 32]), fresh.to_bytes()),
+            Verdict::Reject,
+            "signed by another than its author"
+        );
     }
 }

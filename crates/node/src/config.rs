@@ -80,5 +80,8 @@ pub struct EngineSettings {
 pub enum EngineKind {
     Embedded,
     /// Deterministic nonsense at a given speed, for load tests of everything around the engine.
-    Fake { tokens_per_s: f32, slots: u16 },
+    Fake {
+        tokens_per_s: f32,
+        slots: u16,
+    },
 }

@@ -27,6 +27,8 @@ const REQUEST_BYTES_MAX: usize = 64;
 const MANIFEST_BYTES_MAX: usize = 40 * 1024 * 1024;
 /// A slow peer may take this long for a chunk of 1 MiB; then another is asked.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A peer that opens a stream asks at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// Chunks served at once; more are told `Busy`.
 const SERVED_AT_ONCE: usize = 16;
 
@@ -47,7 +49,7 @@ impl ContentServer {
     }
 
     async fn answer_in_time(&self, peer: NodeId, stream: &mut PeerStream) -> Option<()> {
-        let bytes = read_frame(stream, REQUEST_BYTES_MAX).await.ok()??;
+        let bytes = timeout(REQUEST_TIMEOUT, read_frame(stream, REQUEST_BYTES_MAX)).await.ok()?.ok()??;
         let Ok(request) = codec::decode::<ContentRequest>(&bytes, REQUEST_BYTES_MAX) else {
             (self.faults)(peer, Fault::Malformed);
             return None;
@@ -81,7 +83,7 @@ impl PeerSource for GridContent {
         let local = self.network.local();
         let mut nodes: Vec<NodeId> = {
             let directory = self.placement.directory.lock();
-            directory.workers(root, crate::clock::now_ms()).map(|(node, _)| node).collect()
+            directory.workers(root, crate::clock::monotonic_ms()).map(|(node, _)| node).collect()
         };
         nodes.extend(self.network.providers(root).await);
         nodes.sort_unstable();
@@ -112,13 +114,18 @@ impl PeerSource for GridContent {
 
 impl GridContent {
     async fn request(&self, node: NodeId, request: &ContentRequest) -> Result<(ContentResponse, Vec<u8>), PeerError> {
-        timeout(TRANSFER_TIMEOUT, self.exchange(node, request)).await.map_err(|_| PeerError::Unreachable("too slow".into()))?
+        timeout(TRANSFER_TIMEOUT, self.exchange(node, request))
+            .await
+            .map_err(|_| PeerError::Unreachable("too slow".into()))?
     }
 
     async fn exchange(&self, node: NodeId, request: &ContentRequest) -> Result<(ContentResponse, Vec<u8>), PeerError> {
         let unreachable = |error: std::io::Error| PeerError::Unreachable(error.to_string());
-        let mut stream =
-            self.network.open_stream(node, CONTENT_PROTOCOL).await.map_err(|error| PeerError::Unreachable(error.to_string()))?;
+        let mut stream = self
+            .network
+            .open_stream(node, CONTENT_PROTOCOL)
+            .await
+            .map_err(|error| PeerError::Unreachable(error.to_string()))?;
         write_frame(&mut stream, &codec::encode(request)).await.map_err(|_| closed())?;
         stream.flush().await.map_err(unreachable)?;
         let header = read_frame(&mut stream, MANIFEST_BYTES_MAX).await.ok().flatten().ok_or_else(closed)?;

@@ -1,4 +1,5 @@
-//! Who serves what, from signed, expiring beacons. Pure: time comes in, nothing is sent.
+//! Who serves what, from signed, expiring beacons. Pure: time comes in, nothing is sent. Signatures are judged by the
+//! wall clock; how long a worker stays listed is counted on a monotonic one, which nobody sets.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -88,13 +89,6 @@ impl Directory {
     /// The node is gone (its connection closed): off every list at once. A newer beacon brings it back.
     pub fn forget_node(&mut self, node: NodeId) {
         self.workers.iter_mut().filter(|((_, id), _)| *id == node).for_each(|(_, known)| known.gone = true);
-    }
-
-    /// One model of a node is gone.
-    pub fn forget(&mut self, model: ModelRoot, node: NodeId) {
-        if let Some(known) = self.workers.get_mut(&(model, node)) {
-            known.gone = true;
-        }
     }
 
     /// Live workers of a model, in the order of their ids.

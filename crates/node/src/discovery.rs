@@ -36,7 +36,7 @@ pub async fn run(node: Arc<Node>) {
 /// True if it had to search.
 async fn search(node: &Arc<Node>, entry: &ModelEntry, connected: &HashSet<NodeId>) -> bool {
     let root = entry.root();
-    let known = node.placement.directory.lock().workers(root, clock::now_ms()).count();
+    let known = node.placement.directory.lock().workers(root, clock::monotonic_ms()).count();
     if known >= WORKERS_ENOUGH || connected.is_empty() {
         return false;
     }

@@ -112,7 +112,10 @@ pub enum AnswerEvent {
     Queued(u32),
     Tokens(Vec<TokenOut>),
     /// The worker died or left; another continues. `exact`: of the same class, so the text is the same to the letter.
-    Moved { worker: NodeId, exact: bool },
+    Moved {
+        worker: NodeId,
+        exact: bool,
+    },
     Finished(Finish, Usage),
     Failed(GridError),
 }

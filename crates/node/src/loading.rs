@@ -3,8 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use opengrid_engine::{EmbeddedConfig, EmbeddedEngine, FakeConfig, FakeEngine, SharedEngine};
-use opengrid_host::{HostProfile, ModelNeeds, OwnerLimits, Plan, Probe};
-use opengrid_models::{Catalogue, ModelEntry, catalogue::SizeClass, download::{Phase, Progress, ProgressSink}, gguf};
+use opengrid_host::{HostProfile, ModelNeeds, OwnerLimits, Plan, Probe, role_by_speed};
+use opengrid_models::{
+    Catalogue, ModelEntry,
+    download::{Phase, Progress, ProgressSink},
+    gguf,
+};
 
 use crate::{
     config::{EngineKind, Role, Serve},
@@ -73,7 +77,7 @@ async fn load(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
         engine.shutdown().await;
         return Err(format!("too slow here ({speed:.1} tokens/s); serve it all the same with --serve {}", entry.id));
     }
-    if node.config.role == Role::Auto && entry.class >= SizeClass::Small {
+    if node.config.role == Role::Auto && role_by_speed(speed) == opengrid_host::Role::Worker {
         node.role.send_replace("worker".to_owned());
     }
     node.serving.ready(entry.root(), &entry.id, engine);
@@ -136,7 +140,13 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
     let trained_context = u32::try_from(info.context_length).unwrap_or(u32::MAX);
     if let EngineKind::Fake { tokens_per_s, slots } = settings.kind {
         let vocabulary_size = u32::try_from(info.tokens).unwrap_or(u32::MAX);
-        let config = FakeConfig { tokens_per_s, slots, context_tokens: trained_context, vocabulary_size, ..FakeConfig::default() };
+        let config = FakeConfig {
+            tokens_per_s,
+            slots,
+            context_tokens: trained_context,
+            vocabulary_size,
+            ..FakeConfig::default()
+        };
         return Ok(FakeEngine::new(config));
     }
     let plan = plan(node, entry, &info).await?;
@@ -176,8 +186,7 @@ async fn plan(node: &Arc<Node>, entry: &ModelEntry, info: &gguf::ModelInfo) -> R
         kv_budget_bytes: settings.kv_budget_bytes,
     };
     let models_dir = node.config.models_dir.clone();
-    let profile: HostProfile = tokio::task::spawn_blocking(move || Probe::new(models_dir).run())
-        .await
-        .map_err(|error| error.to_string())?;
+    let profile: HostProfile =
+        tokio::task::spawn_blocking(move || Probe::new(models_dir).run()).await.map_err(|error| error.to_string())?;
     opengrid_host::recommend(&profile, &needs, &owner).map_err(|error| error.to_string())
 }

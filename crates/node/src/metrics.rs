@@ -80,7 +80,7 @@ impl Metrics {
         self.sessions.set(node.serving.sessions() as i64);
         self.answers.set(node.answers.load(Ordering::Relaxed) as i64);
         self.peers.set(node.network.peers().len() as i64);
-        let live = node.placement.directory.lock().live(crate::clock::now_ms()).count();
+        let live = node.placement.directory.lock().live(crate::clock::monotonic_ms()).count();
         self.workers.set(live as i64);
         self.uptime.set(node.started.elapsed().as_secs() as i64);
         catch_up(&self.failovers, node.placement.counters.failovers.load(Ordering::Relaxed));

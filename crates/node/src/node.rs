@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use opengrid_models::{Catalogue, Fetcher, ModelEntry, Store};
 use opengrid_network::{Network, PeerInfo};
-use opengrid_protocol::{ModelRoot, NodeId, SessionId};
+use opengrid_protocol::{ModelRoot, NodeId, SessionId, limits::COMPLETION_TOKENS_MAX};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,9 +22,7 @@ use crate::{
     clock,
     config::NodeConfig,
     content::GridContent,
-    handle::{
-        Answer, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerModel, PeerRow, Status, TextModel,
-    },
+    handle::{Answer, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerModel, PeerRow, Status, TextModel},
     identity::HomeLock,
     metrics::Metrics,
     placement::Placement,
@@ -41,6 +39,8 @@ const ANSWER_EVENTS_MAX: usize = 1_024;
 /// Answers at once; more are refused.
 const ANSWERS_MAX: usize = 4_096;
 const RETRY_AFTER_S: u32 = 2;
+/// Room for an answer that makes a worker's context large enough for a request without `max_tokens`.
+const ROOM_TOKENS: u32 = 1_024;
 
 pub struct Node {
     pub(crate) config: NodeConfig,
@@ -128,13 +128,34 @@ impl Node {
 
     /// How many tokens the answer may have, and that prompt and answer fit a live worker.
     fn completion_limit(&self, model: ModelRoot, job: &Job) -> Result<u32, GridError> {
-        let limit = self.placement.context_limit(model).ok_or_else(|| Self::nobody(&job.model))?;
+        let contexts = self.placement.contexts(model);
+        let limit = contexts.last().copied().ok_or_else(|| Self::nobody(&job.model))?;
         let prompt = u32::try_from(job.prompt.len()).unwrap_or(u32::MAX);
         let needed = prompt.saturating_add(job.completion_tokens_max.unwrap_or(1));
         if needed > limit {
             return Err(GridError::ContextOverflow { limit, needed });
         }
-        Ok(job.completion_tokens_max.unwrap_or(limit - prompt))
+        // Without a wish: what most workers can hold, so that any of them can take (or take over) the answer.
+        let roomy = contexts.into_iter().find(|context| *context >= prompt.saturating_add(ROOM_TOKENS));
+        let room = roomy.unwrap_or(limit) - prompt;
+        Ok(job.completion_tokens_max.unwrap_or(room).min(COMPLETION_TOKENS_MAX))
+    }
+}
+
+impl Node {
+    fn model_row(&self, entry: &ModelEntry) -> ModelRow {
+        let contexts = self.placement.contexts(entry.root());
+        ModelRow {
+            id: entry.id.clone(),
+            root: entry.root(),
+            size_bytes: entry.file.size,
+            licence: entry.licence.clone(),
+            class: format!("{:?}", entry.class).to_lowercase(),
+            workers: contexts.len(),
+            local: self.store.contains(entry.root()),
+            context_tokens: contexts.first().copied().unwrap_or(0),
+            created: entry.created,
+        }
     }
 }
 
@@ -173,7 +194,7 @@ impl GridHandle for Node {
 
     fn peers(&self) -> Vec<PeerRow> {
         let mut models: HashMap<NodeId, Vec<PeerModel>> = HashMap::new();
-        for (node, beacon) in self.placement.directory.lock().live(clock::now_ms()) {
+        for (node, beacon) in self.placement.directory.lock().live(clock::monotonic_ms()) {
             models.entry(node).or_default().push(PeerModel {
                 id: beacon.model_id.clone(),
                 class: class_text(beacon.class),
@@ -196,23 +217,7 @@ impl GridHandle for Node {
     }
 
     fn models(&self) -> Vec<ModelRow> {
-        let now_ms = clock::now_ms();
-        let directory = self.placement.directory.lock();
-        let row = |entry: &ModelEntry| {
-            let live = || directory.workers(entry.root(), now_ms).filter(|(_, beacon)| !beacon.draining);
-            ModelRow {
-                id: entry.id.clone(),
-                root: entry.root(),
-                size_bytes: entry.file.size,
-                licence: entry.licence.clone(),
-                class: format!("{:?}", entry.class).to_lowercase(),
-                workers: live().count(),
-                local: self.store.contains(entry.root()),
-                context_tokens: live().map(|(_, beacon)| beacon.context_tokens).min().unwrap_or(0),
-                created: entry.created,
-            }
-        };
-        self.catalogue.models().map(row).collect()
+        self.catalogue.models().map(|entry| self.model_row(entry)).collect()
     }
 
     async fn text(&self, model: &str) -> Result<Arc<dyn TextModel>, GridError> {

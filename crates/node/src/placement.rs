@@ -7,15 +7,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use opengrid_network::Network;
-use opengrid_protocol::{
-    ModelRoot, NodeId,
-    beacon::Class,
-    session::Token,
-};
+use opengrid_protocol::{ModelRoot, NodeId, beacon::Class, session::Token};
 use parking_lot::Mutex;
 
 use crate::{
@@ -33,6 +29,10 @@ pub struct Placement {
     /// Worker by `prompt_cache_key`.
     keyed: Mutex<HashMap<String, NodeId>>,
     open: Arc<Mutex<HashMap<NodeId, u32>>>,
+    /// Nodes that did not answer just now, for all answers alike.
+    suspects: Mutex<HashMap<NodeId, Instant>>,
+    /// Nodes that cheated.
+    banned: Mutex<HashMap<NodeId, Instant>>,
     faults: FaultSink,
     pub counters: Counters,
 }
@@ -47,6 +47,8 @@ pub struct Counters {
 pub struct Lease {
     pub worker: NodeId,
     pub class: Class,
+    /// How long the worker may take to show progress, by what it says of its speed.
+    pub progress_within: Duration,
     open: Arc<Mutex<HashMap<NodeId, u32>>>,
 }
 
@@ -62,6 +64,14 @@ impl Drop for Lease {
     }
 }
 
+/// A worker that runs a session shows progress within four times its prefill estimate, between these bounds.
+const PROGRESS_MIN: Duration = Duration::from_secs(15);
+const PROGRESS_MAX: Duration = Duration::from_secs(300);
+/// How long a worker that did not answer comes last.
+const SUSPICION: Duration = Duration::from_secs(5);
+/// As long as the network refuses a punished node.
+const BAN: Duration = Duration::from_secs(300);
+const BANNED_MAX: usize = 10_000;
 /// Affinity keys remembered.
 const KEYED_MAX: usize = 10_000;
 /// What a matching `prompt_cache_key` counts for when the prefix itself is not remembered.
@@ -76,6 +86,8 @@ impl Placement {
             affinity: Mutex::default(),
             keyed: Mutex::default(),
             open: Arc::default(),
+            suspects: Mutex::default(),
+            banned: Mutex::default(),
             faults,
             counters: Counters::default(),
         }
@@ -93,18 +105,49 @@ impl Placement {
     ) -> Option<Lease> {
         let mut candidates = self.candidates(model, tokens, affinity_key);
         candidates.retain(|candidate| !avoid(candidate.node) && candidate.context_tokens >= needed_tokens);
+        self.prefer_unsuspected(&mut candidates);
         let wanted = class.unwrap_or(Class::Approximate);
         let is_same = |candidate: &Candidate| candidate.class == wanted;
         if matches!(class, Some(Class::Exact(_))) && candidates.iter().any(is_same) {
             candidates.retain(is_same);
         }
         let chosen = routing::choose(&candidates, tokens.len() as u32, rand::random())?;
-        let Candidate { node, class, .. } = candidates[chosen];
+        let Candidate { node, class, prefill_millitokens_per_s, .. } = candidates[chosen];
+        let prefill_ms = tokens.len() as u64 * 1_000_000 / u64::from(prefill_millitokens_per_s.max(1));
+        let progress_within = PROGRESS_MIN.max(Duration::from_millis(prefill_ms * 4)).min(PROGRESS_MAX);
         if let Some(key) = affinity_key {
             self.remember_key(key, node);
         }
         *self.open.lock().entry(node).or_insert(0) += 1;
-        Some(Lease { worker: node, class, open: self.open.clone() })
+        Some(Lease { worker: node, class, progress_within, open: self.open.clone() })
+    }
+
+    fn prefer_unsuspected(&self, candidates: &mut Vec<Candidate>) {
+        let now = Instant::now();
+        let mut suspects = self.suspects.lock();
+        suspects.retain(|_, until| *until > now);
+        if candidates.iter().any(|candidate| !suspects.contains_key(&candidate.node)) {
+            candidates.retain(|candidate| !suspects.contains_key(&candidate.node));
+        }
+    }
+
+    /// The node did not answer: others first, for a while.
+    pub fn suspect(&self, node: NodeId) {
+        self.suspects.lock().insert(node, Instant::now() + SUSPICION);
+    }
+
+    /// The node cheated: nobody's worker, until the ban of its connections ends too.
+    pub fn ban(&self, node: NodeId) {
+        let now = Instant::now();
+        let mut banned = self.banned.lock();
+        banned.retain(|_, until| *until > now);
+        if banned.len() < BANNED_MAX {
+            banned.insert(node, now + BAN);
+        }
+    }
+
+    fn is_banned(&self, node: NodeId) -> bool {
+        self.banned.lock().get(&node).is_some_and(|until| *until > Instant::now())
     }
 
     fn candidates(&self, model: ModelRoot, tokens: &[Token], affinity_key: Option<&str>) -> Vec<Candidate> {
@@ -116,8 +159,8 @@ impl Placement {
         let local = self.network.local();
         self.directory
             .lock()
-            .workers(model, clock::now_ms())
-            .filter(|(_, beacon)| !beacon.draining)
+            .workers(model, clock::monotonic_ms())
+            .filter(|(node, beacon)| !beacon.draining && !self.is_banned(*node))
             .map(|(node, beacon)| Candidate {
                 node,
                 class: beacon.class,
@@ -144,10 +187,16 @@ impl Placement {
         keyed.insert(key.to_owned(), node);
     }
 
-    /// Largest context among live workers of a model; `None` without any.
-    pub fn context_limit(&self, model: ModelRoot) -> Option<u32> {
+    /// The contexts of the live workers of a model, smallest first.
+    pub fn contexts(&self, model: ModelRoot) -> Vec<u32> {
         let directory = self.directory.lock();
-        directory.workers(model, clock::now_ms()).map(|(_, beacon)| beacon.context_tokens).max()
+        let live = directory.workers(model, clock::monotonic_ms());
+        let mut contexts: Vec<u32> = live
+            .filter(|(node, beacon)| !beacon.draining && !self.is_banned(*node))
+            .map(|(_, beacon)| beacon.context_tokens)
+            .collect();
+        contexts.sort_unstable();
+        contexts
     }
 
     /// An answer ended at `node`: its cache holds these tokens now.
@@ -162,6 +211,11 @@ impl Placement {
 
     pub fn report(&self, worker: NodeId, fault: Fault) {
         (self.faults)(worker, fault);
+    }
+
+    /// A node connected: it answers again.
+    pub fn node_came(&self, node: NodeId) {
+        self.suspects.lock().remove(&node);
     }
 
     /// A node's connection closed.

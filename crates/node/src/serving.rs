@@ -37,11 +37,19 @@ pub struct Serving {
     draining: AtomicBool,
     changed: watch::Sender<u64>,
     tokens: AtomicU64,
+    /// Of the latest beacons.
+    sequence: AtomicU64,
 }
 
 impl Default for Serving {
     fn default() -> Self {
-        Self { models: RwLock::default(), draining: false.into(), changed: watch::Sender::new(0), tokens: AtomicU64::new(0) }
+        Self {
+            models: RwLock::default(),
+            draining: false.into(),
+            changed: watch::Sender::new(0),
+            tokens: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
+        }
     }
 }
 
@@ -114,6 +122,9 @@ impl Serving {
     /// Unsigned beacons of all that is ready.
     pub fn beacons(&self, now_ms: u64) -> Vec<Beacon> {
         let draining = self.is_draining();
+        // Rises even when the clock is set back.
+        let sequence = self.sequence.fetch_max(now_ms, Ordering::Relaxed).max(now_ms);
+        let sequence = sequence.max(self.sequence.fetch_add(1, Ordering::Relaxed) + 1);
         self.engines()
             .into_iter()
             .filter(|(_, _, engine)| engine.load().healthy)
@@ -124,7 +135,7 @@ impl Serving {
                     model,
                     model_id,
                     class: capabilities.class,
-                    sequence: now_ms,
+                    sequence,
                     issued_ms: now_ms,
                     life_ms: BEACON_LIFE_MS,
                     context_tokens: capabilities.context_tokens,

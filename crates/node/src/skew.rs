@@ -53,7 +53,10 @@ impl Skew {
     pub fn complaint(&self) -> Option<String> {
         let median_ms = self.median_ms()?;
         (median_ms.unsigned_abs() > CLOCK_SKEW_MS_MAX / 2).then(|| {
-            format!("this machine's clock is {} s off its peers': set it (timedatectl set-ntp true)", -median_ms / 1_000)
+            format!(
+                "this machine's clock is {} s off its peers': set it (timedatectl set-ntp true)",
+                -median_ms / 1_000
+            )
         })
     }
 }

@@ -76,8 +76,8 @@ impl Node {
     pub async fn start(config: NodeConfig) -> Result<Arc<Self>, StartError> {
         let lock = identity::lock_home(&config.home)?;
         let secret = identity::load_or_create_key(&config.home)?;
-        let catalogue = Catalogue::load(&config.catalogue_dir)
-            .map_err(|error| StartError::Catalogue(error.to_string()))?;
+        let catalogue =
+            Catalogue::load(&config.catalogue_dir).map_err(|error| StartError::Catalogue(error.to_string()))?;
         let serve = loading::resolve(&config.serve, &catalogue)?;
         let store = Store::open(&config.models_dir).map_err(|error| StartError::Store(error.to_string()))?;
         let (network, network_events) = Network::start(network_config(&config, secret)?).await?;
@@ -98,7 +98,8 @@ impl Node {
             faults: faults.clone(),
             skew: skew.clone(),
         });
-        let content = Arc::new(GridContent { network: network.clone(), placement: placement.clone(), faults: faults.clone() });
+        let content =
+            Arc::new(GridContent { network: network.clone(), placement: placement.clone(), faults: faults.clone() });
         let role = match config.role {
             Role::Worker => "worker",
             Role::Auto | Role::Edge => "edge",
@@ -265,7 +266,7 @@ fn network_config(config: &NodeConfig, secret: [u8; 32]) -> Result<opengrid_netw
         grid_key: settings.grid_key,
         peer_cache: Some(config.home.join("peers.json")),
         agent: format!("opengrid/{}", env!("CARGO_PKG_VERSION")),
-        gossip_validator: Arc::new(|gossip| beacons::judge(gossip.topic, &gossip.bytes)),
+        gossip_validator: Arc::new(beacons::judge),
         ..opengrid_network::NetworkConfig::new(secret)
     })
 }
@@ -287,6 +288,7 @@ async fn punish(node: Arc<Node>, mut reports: mpsc::Receiver<(NodeId, Fault)>) {
         }
         tracing::warn!(peer = %peer.short(), %fault, "peer dropped");
         node.placement.node_left(peer);
+        node.placement.ban(peer);
         node.network.punish(peer, &fault.to_string()).await;
     }
 }
@@ -295,6 +297,7 @@ async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent
     while let Some(Some(event)) = node.cancel.run_until_cancelled(events.recv()).await {
         match event {
             NetworkEvent::Connected(peer) => {
+                node.placement.node_came(peer);
                 node.spawn(|node| async move {
                     node.cancel.run_until_cancelled(node.beacons.ask(peer)).await;
                 });

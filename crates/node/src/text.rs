@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use opengrid_engine::Vocabulary;
+use opengrid_engine::{Vocabulary, VocabularyError};
 use opengrid_protocol::session::Token;
 
 use crate::handle::{GridError, TextModel};
@@ -31,13 +31,26 @@ impl NodeText {
     }
 }
 
+impl NodeText {
+    fn text_error(&self, error: VocabularyError) -> GridError {
+        match error {
+            VocabularyError::TextTooLong { bytes } => GridError::ContextOverflow {
+                limit: self.headers.trained_context,
+                needed: u32::try_from(bytes / PIECE_BYTES_TYPICAL).unwrap_or(u32::MAX),
+            },
+            VocabularyError::Text(why) => GridError::Invalid(why),
+            error => GridError::Internal(format!("tokenizer: {error}")),
+        }
+    }
+}
+
+/// Bytes of text that a token stands for, roughly: texts that are too long to count are estimated by it.
+const PIECE_BYTES_TYPICAL: usize = 4;
+
 #[async_trait]
 impl TextModel for NodeText {
     async fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, GridError> {
-        self.vocabulary
-            .tokenize(text, add_special, parse_special)
-            .await
-            .map_err(|error| GridError::Internal(format!("tokenizer: {error}")))
+        self.vocabulary.tokenize(text, add_special, parse_special).await.map_err(|error| self.text_error(error))
     }
 
     fn piece(&self, token: Token) -> &[u8] {

@@ -20,6 +20,9 @@ use crate::{
 /// Tokenizer processes at once; the least recently started goes first.
 const TEXTS_MAX: usize = 8;
 
+/// Fetching the vocabulary from peers and starting the process, together.
+const START_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
 type Cell = Arc<Mutex<Option<Arc<NodeText>>>>;
 
 #[derive(Default)]
@@ -30,11 +33,14 @@ pub struct Texts {
 impl Texts {
     pub async fn get(&self, node: &Node, entry: &ModelEntry) -> Result<Arc<NodeText>, GridError> {
         let cell = self.cell(entry.root());
-        let mut cell = cell.lock().await;
+        let busy = || GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 };
+        let mut cell = tokio::time::timeout(START_TIMEOUT, cell.lock()).await.map_err(|_| busy())?;
         if let Some(text) = cell.as_ref() {
             return Ok(text.clone());
         }
-        let text = Arc::new(start(node, entry).await?);
+        let started = tokio::time::timeout(START_TIMEOUT, start(node, entry)).await;
+        let slow = || GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 };
+        let text = Arc::new(started.map_err(|_| slow())??);
         *cell = Some(text.clone());
         Ok(text)
     }
@@ -61,10 +67,12 @@ async fn start(node: &Node, entry: &ModelEntry) -> Result<NodeText, GridError> {
     let internal = |error: &dyn std::fmt::Display| GridError::Internal(error.to_string());
     let path = match node.store.vocabulary_path(entry.root()) {
         Ok(path) => path,
-        Err(StoreError::NotHere(_)) => node.fetcher.fetch_vocabulary(entry, node.content.as_ref(), &node.cancel).await.map_err(|error| {
-            tracing::warn!(model = entry.id, %error, "no vocabulary");
-            GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 }
-        })?,
+        Err(StoreError::NotHere(_)) => {
+            node.fetcher.fetch_vocabulary(entry, node.content.as_ref(), &node.cancel).await.map_err(|error| {
+                tracing::warn!(model = entry.id, %error, "no vocabulary");
+                GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 }
+            })?
+        }
         Err(error) => return Err(internal(&error)),
     };
     let file = path.clone();

@@ -8,8 +8,8 @@ mod common;
 use std::sync::Arc;
 
 use common::{Library, TestNode, VOCABULARY, collect, eventually, job, metric, workers};
-use opengrid_node::handle::GridHandle;
 use opengrid_network::{Network, NetworkConfig, PeerAddress, PeerStream, Verdict};
+use opengrid_node::handle::GridHandle;
 use opengrid_node::{
     clock, invites,
     session::{
@@ -146,13 +146,10 @@ async fn cheat_one(gateway: NodeId, mut stream: PeerStream, keys: Arc<Mutex<KeyR
             // A frame that was sealed, honestly, on another channel between other parties.
             let mut other = KeyRing::new([9; 32], clock::now_ms());
             let key = other.current(clock::now_ms()).open(clock::now_ms()).unwrap();
-            let worker = NodeId([8; 32]);
-            let (_client, hello) = opengrid_privacy::sealing::ClientChannel::open(worker, &key, gateway).ok()?;
-            let frame = match other.accept(&hello, gateway, clock::now_ms()) {
-                Ok(channel) => sealed(&mut channel.into_split().0, &tokens(session, 5, &[3])),
-                // Bound to the worker's id: even the hello does not pass. Any foreign bytes do for the test.
-                Err(_) => vec![0x5a; 128],
-            };
+            let worker = other.current(clock::now_ms()).signer;
+            let (_client, hello) = opengrid_privacy::sealing::ClientChannel::open(worker, &key, gateway).unwrap();
+            let channel = other.accept(&hello, gateway, clock::now_ms()).unwrap();
+            let frame = sealed(&mut channel.into_split().0, &tokens(session, 5, &[3]));
             write_frame(&mut stream, &frame).await.ok()?;
         }
         Cheat::Oversized => stream.write_all(&[0xff; 64]).await.ok()?,
@@ -211,6 +208,9 @@ async fn every_cheat_is_caught_and_the_answer_completes_elsewhere() {
             !gateway.node.peers()[..].iter().any(|peer| peer.peer_id.0 == crook_id && peer.connected)
         })
         .await;
+        let again = gateway.node.generate(job(40)).await.unwrap();
+        assert_eq!(again.worker, honest.node.local(), "{cheat:?}: a cheat gets no second chance");
+        assert_eq!(collect(again).await.0.len(), 40);
         crook.tasks.shutdown().await;
         crook.network.shutdown().await;
         honest.node.shutdown().await;

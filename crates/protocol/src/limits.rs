@@ -16,6 +16,8 @@ pub const LOGIT_BIAS_MAX: usize = 300;
 pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// Most sessions open at once on one sealed channel.
 pub const SESSIONS_PER_CHANNEL_MAX: usize = 512;
+/// A sealed channel without sessions is closed by the gateway after this time, and by the worker after twice it.
+pub const CHANNEL_IDLE_MS: u64 = 60_000;
 /// Most sealed channels that a worker keeps open for one peer.
 pub const CHANNELS_PER_PEER_MAX: usize = 4;
 /// Bytes of a chunk of a model file; the unit of transfer and of verification. A power of two times BLAKE3's 1,024.

@@ -19,9 +19,7 @@ pub type Token = u32;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
     Open(Box<Open>),
-    Cancel {
-        session: SessionId,
-    },
+    Cancel { session: SessionId },
 }
 
 /// Starts a session, or continues one that another worker lost.

@@ -17,12 +17,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use self::stop::Signals;
-use crate::{
-    config::Config,
-    context::Context,
-    output,
-    runtime::{Runtime, RuntimeError},
-};
+use crate::{config::Config, context::Context, output};
 
 /// What closing engines, files and sockets may take beyond the grace time.
 const CLOSING_MAX: Duration = Duration::from_secs(10);
@@ -66,18 +61,10 @@ pub async fn run(context: &Context) -> anyhow::Result<()> {
     }
 }
 
-/// Before the port is tried, so that the message names the real cause. The node's own lock decides races.
+/// Before the port is tried, so that the message names the real cause. The lock decides, not what a crash left.
 fn refuse_second_node(context: &Context) -> anyhow::Result<()> {
-    match Runtime::read(&context.home) {
-        Ok(runtime) => bail!(
-            "another node (pid {}) uses {}: stop it with `opengrid down`, or choose another --home",
-            runtime.pid,
-            context.home.display()
-        ),
-        // What a crash left is overwritten.
-        Err(RuntimeError::NotRunning { .. } | RuntimeError::Malformed { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    opengrid_node::identity::lock_home(&context.home)?;
+    Ok(())
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -29,6 +29,13 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3);
 const AVOID: Duration = Duration::from_secs(10);
 /// How long an interrupted answer waits for any worker to come (back) before it ends with an error.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a new session looks for a worker that takes it.
+const PLACEMENT_PATIENCE: Duration = Duration::from_secs(6);
+/// Workers in a row that may fail at an answer without a new token, and in all: a prompt that kills engines stops here.
+const FRUITLESS_MAX: u32 = 4;
+const ACCEPTANCES_MAX: u64 = 64;
+/// How long a session may wait for a slot, from one word about its place to the next.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(600);
 /// Pause between two rounds over the workers while none takes the answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Seconds that a refused client is told to wait.
@@ -54,7 +61,9 @@ enum Attempt {
     /// The client hung up.
     Abandoned,
     /// Try another; `Busy` is no reason to avoid the worker for long.
-    Failed { busy: bool },
+    Failed {
+        busy: bool,
+    },
     /// No worker will do better.
     Hopeless(GridError),
 }
@@ -68,8 +77,6 @@ struct Progress {
     /// How often a worker took it; each attempt has a session id of its own.
     acceptances: u64,
     attempts: u64,
-    /// Of the first worker: a failover's re-prefill is the network's affair, not the client's.
-    cached_tokens: Option<u32>,
 }
 
 impl AnswerTask {
@@ -89,10 +96,10 @@ impl AnswerTask {
             worker: None,
             acceptances: 0,
             attempts: 0,
-            cached_tokens: None,
         };
         let mut avoid: HashMap<NodeId, Instant> = HashMap::new();
         let mut orphan_since: Option<Instant> = None;
+        let (began, mut fruitless) = (Instant::now(), 0);
         loop {
             avoid.retain(|_, until| *until > Instant::now());
             let Some(lease) = self.lease(&progress, &avoid) else {
@@ -102,7 +109,7 @@ impl AnswerTask {
                 }
             };
             let worker = lease.worker;
-            let acceptances = progress.acceptances;
+            let (acceptances, before) = (progress.acceptances, progress.tokens.len());
             match self.attempt(lease, &mut progress).await {
                 Attempt::Done => return self.placement.remember(worker, &progress.tokens),
                 Attempt::Abandoned => return,
@@ -110,11 +117,24 @@ impl AnswerTask {
                 Attempt::Failed { busy } => {
                     let pause = if busy { Duration::from_secs(1) } else { AVOID };
                     avoid.insert(worker, Instant::now() + pause);
+                    if !busy {
+                        self.placement.suspect(worker);
+                    }
                     self.placement.failed_over(busy);
                 }
             }
-            if progress.acceptances > acceptances {
+            if progress.tokens.len() > before {
                 orphan_since = None;
+                fruitless = 0;
+            } else if progress.acceptances > acceptances {
+                fruitless += 1;
+            }
+            if fruitless >= FRUITLESS_MAX || progress.acceptances >= ACCEPTANCES_MAX {
+                let why = "every worker that took the request failed at it";
+                return self.fail(GridError::Internal(why.into())).await;
+            }
+            if self.accepted.is_some() && began.elapsed() > PLACEMENT_PATIENCE {
+                return self.fail(self.nobody()).await;
             }
         }
     }
@@ -123,9 +143,14 @@ impl AnswerTask {
         let answered = progress.tokens.len() - progress.prompt_tokens;
         let left = self.completion_tokens_max.saturating_sub(answered as u32);
         let needed = progress.tokens.len() as u32 + left;
-        self.placement.choose(self.model, &progress.tokens, needed, progress.class, self.job.affinity.as_deref(), |node| {
-            avoid.contains_key(&node)
-        })
+        self.placement.choose(
+            self.model,
+            &progress.tokens,
+            needed,
+            progress.class,
+            self.job.affinity.as_deref(),
+            |node| avoid.contains_key(&node),
+        )
     }
 
     /// Before the first acceptance an empty grid is an error at once; afterwards the answer waits for a worker.
@@ -135,17 +160,20 @@ impl AnswerTask {
         avoid: &mut HashMap<NodeId, Instant>,
         orphan_since: &mut Option<Instant>,
     ) -> Result<(), GridError> {
-        let nobody = || GridError::NoWorker { model: self.job.model.clone(), retry_after_s: RETRY_AFTER_S };
         if progress.worker.is_none() {
-            return Err(nobody());
+            return Err(self.nobody());
         }
         if orphan_since.get_or_insert_with(Instant::now).elapsed() > ORPHAN_PATIENCE {
-            return Err(nobody());
+            return Err(self.nobody());
         }
         tokio::time::sleep(RETRY_PAUSE).await;
         // With nobody else left, those that failed may have come back.
         avoid.clear();
         Ok(())
+    }
+
+    fn nobody(&self) -> GridError {
+        GridError::NoWorker { model: self.job.model.clone(), retry_after_s: RETRY_AFTER_S }
     }
 
     async fn fail(&mut self, error: GridError) {
@@ -178,21 +206,15 @@ impl AnswerTask {
         let Ok(mut session) = link.open(open).await else {
             return Attempt::Failed { busy: false };
         };
-        let end = self.follow(&mut session, &lease, progress).await;
-        if matches!(end, Attempt::Failed { busy: false }) && progress.worker != Some(worker) {
-            self.placement.links.forget_key(worker).await;
-        }
-        end
+        self.follow(&mut session, &lease, progress).await
     }
 
     async fn follow(&mut self, session: &mut LinkSession, lease: &Lease, progress: &mut Progress) -> Attempt {
         let mut accepted = false;
+        let mut patience = ACCEPT_TIMEOUT;
         loop {
-            let received = if accepted {
-                session.messages.recv().await
-            } else {
-                timeout(ACCEPT_TIMEOUT, session.messages.recv()).await.ok().flatten()
-            };
+            let received = timeout(patience, session.messages.recv()).await.ok().flatten();
+            patience = lease.progress_within;
             let Some(message) = received else {
                 return Attempt::Failed { busy: false };
             };
@@ -200,6 +222,9 @@ impl AnswerTask {
                 ToGateway::Accepted { queued, .. } => {
                     if !std::mem::replace(&mut accepted, true) {
                         self.accepted_by(lease, progress).await;
+                    }
+                    if queued > 0 {
+                        patience = QUEUE_PATIENCE;
                     }
                     if queued > 0 && self.events.send(AnswerEvent::Queued(queued)).await.is_err() {
                         return Attempt::Abandoned;
@@ -269,7 +294,7 @@ impl AnswerTask {
 
     async fn finish(&self, finish: Finish, usage: Usage, progress: &Progress) -> Attempt {
         let usage = Usage {
-            cached_tokens: progress.cached_tokens.unwrap_or(usage.cached_tokens).min(progress.prompt_tokens as u32),
+            cached_tokens: usage.cached_tokens.min(progress.prompt_tokens as u32),
             generated_tokens: (progress.tokens.len() - progress.prompt_tokens) as u32,
             ..usage
         };

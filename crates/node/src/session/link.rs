@@ -92,6 +92,8 @@ pub struct Routes {
 #[derive(Default)]
 struct RouteState {
     open: HashMap<SessionId, mpsc::Sender<ToGateway>>,
+    /// Ended here because nobody read them, running at the worker still.
+    overrun: HashSet<SessionId>,
     closed: HashSet<SessionId>,
     closed_order: VecDeque<SessionId>,
 }
@@ -113,7 +115,8 @@ impl Routes {
     /// True if the session was open (its worker should hear of the cancellation).
     fn unregister(&self, session: SessionId) -> bool {
         let mut state = self.state.lock();
-        let was_open = state.open.remove(&session).is_some();
+        let overrun = state.overrun.remove(&session);
+        let was_open = state.open.remove(&session).is_some() || overrun;
         state.remember_closed(session);
         was_open && !self.closed.is_cancelled()
     }
@@ -140,6 +143,9 @@ impl Routes {
         if is_last || overrun {
             state.open.remove(&session);
             state.remember_closed(session);
+        }
+        if overrun && !is_last {
+            state.overrun.insert(session);
         }
         Ok(())
     }

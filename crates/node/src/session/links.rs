@@ -59,7 +59,6 @@ pub struct Links {
 #[derive(Default)]
 struct Slot {
     link: Option<(Link, Instant)>,
-    key: Option<SealingKey>,
 }
 
 impl Links {
@@ -79,6 +78,10 @@ impl Links {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn get(&self, worker: NodeId) -> Result<Link, ConnectError> {
+        timeout(CONNECT_TIMEOUT, self.get_in_time(worker)).await.map_err(|_| ConnectError::Timeout)?
+    }
+
+    async fn get_in_time(&self, worker: NodeId) -> Result<Link, ConnectError> {
         let slot = self.slot(worker)?;
         let mut slot = slot.lock().await;
         if let Some((link, since)) = &slot.link
@@ -87,11 +90,7 @@ impl Links {
         {
             return Ok(link.clone());
         }
-        let link = if worker == self.local {
-            self.connect_locally()
-        } else {
-            timeout(CONNECT_TIMEOUT, self.connect(worker, &mut slot)).await.map_err(|_| ConnectError::Timeout)??
-        };
+        let link = if worker == self.local { self.connect_locally() } else { self.connect(worker).await? };
         slot.link = Some((link.clone(), Instant::now()));
         Ok(link)
     }
@@ -152,18 +151,14 @@ impl Links {
         link
     }
 
-    async fn connect(&self, worker: NodeId, slot: &mut Slot) -> Result<Link, ConnectError> {
-        let key = match slot.key.take().filter(|key| clock::now_ms() < key.expires_ms) {
-            Some(key) => key,
-            None => self.fetch_key(worker).await?,
-        };
+    async fn connect(&self, worker: NodeId) -> Result<Link, ConnectError> {
+        // Asked for anew each time: a restarted worker has new keys, and channels are opened rarely.
+        let key = self.fetch_key(worker).await?;
         let unreachable = |error: &dyn std::fmt::Display| ConnectError::Unreachable(error.to_string());
-        let stream =
-            self.network.open_stream(worker, SESSION_PROTOCOL).await.map_err(|error| unreachable(&error))?;
+        let stream = self.network.open_stream(worker, SESSION_PROTOCOL).await.map_err(|error| unreachable(&error))?;
         let (link, carry) = sealed::connect(stream, worker, &key, self.local, self.cancel.child_token())
             .await
             .map_err(|error| unreachable(&error))?;
-        slot.key = Some(key);
         let faults = self.faults.clone();
         self.tasks.spawn(async move {
             let end = carry.await;
@@ -175,14 +170,6 @@ impl Links {
         Ok(link)
     }
 
-    /// After a channel died young the key may have been rotated away: the next connection asks again.
-    pub async fn forget_key(&self, worker: NodeId) {
-        let slot = self.slots.lock().get(&worker).cloned();
-        if let Some(slot) = slot {
-            slot.lock().await.key = None;
-        }
-    }
-
     async fn fetch_key(&self, worker: NodeId) -> Result<SealingKey, ConnectError> {
         let mut stream = self
             .network
@@ -192,7 +179,7 @@ impl Links {
         let bytes = match read_frame(&mut stream, RECORD_BYTES_MAX).await {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Err(ConnectError::Unreachable("closed before the key came".into())),
-            Err(WireError::Oversized { .. }) => return Err(self.bad_key(worker, "oversized")),
+            Err(WireError::Oversized(_)) => return Err(self.bad_key(worker, "oversized")),
             Err(WireError::Io(error)) => return Err(ConnectError::Unreachable(error.to_string())),
         };
         let signed = Signed::from_bytes(&bytes).map_err(|error| self.bad_key(worker, &error.to_string()))?;

@@ -11,9 +11,8 @@ use std::{
 
 use opengrid_privacy::sealing::{ClientChannel, KeyRing, Opener, SealError, Sealer, ServerChannel};
 use opengrid_protocol::{
-    NodeId,
-    codec,
-    limits::{FRAME_BYTES_MAX, RECORD_BYTES_MAX, SILENCE_MS_MAX},
+    NodeId, codec,
+    limits::{CHANNEL_IDLE_MS, FRAME_BYTES_MAX, RECORD_BYTES_MAX, SILENCE_MS_MAX},
     sealing_key::SealingKey,
     session::{ToGateway, ToWorker},
 };
@@ -62,7 +61,7 @@ pub enum ChannelEnd {
 impl From<WireError> for ChannelEnd {
     fn from(error: WireError) -> Self {
         match error {
-            WireError::Oversized { .. } => Self::Fault(Fault::Oversized),
+            WireError::Oversized(_) => Self::Fault(Fault::Oversized),
             WireError::Io(error) => Self::Io(error),
         }
     }
@@ -106,8 +105,8 @@ async fn carry_gateway<S: AsyncRead + AsyncWrite + Send>(
     });
     let end = tokio::select! {
         end = read => end,
-        end = write_all(writer, sealer, outgoing) => end,
-        silent_ms = watch_silence(&life, &routes) => ChannelEnd::Silent(silent_ms),
+        end = write_all(writer, sealer, outgoing, || life.seen()) => end,
+        end = watch(&life, &routes) => end,
         () = routes.closed.cancelled() => ChannelEnd::Cancelled,
     };
     routes.close();
@@ -136,7 +135,7 @@ where
     let read = read_all_async(reader, opener, inbound_sender);
     tokio::select! {
         end = read => end,
-        end = write_all(writer, sealer, outgoing) => end,
+        end = write_all(writer, sealer, outgoing, || ()) => end,
         () = server::serve(gateway, inbound, outbound, backend) => ChannelEnd::Closed,
     }
 }
@@ -203,7 +202,13 @@ where
     Ok(codec::decode(&plaintext, FRAME_BYTES_MAX).map_err(|_| Fault::Malformed)?)
 }
 
-async fn write_all<W, T>(mut writer: W, mut sealer: Sealer, mut outgoing: mpsc::Receiver<T>) -> ChannelEnd
+/// `sent` is called after every frame: a slow way out is no silence of the other side.
+async fn write_all<W, T>(
+    mut writer: W,
+    mut sealer: Sealer,
+    mut outgoing: mpsc::Receiver<T>,
+    sent: impl Fn(),
+) -> ChannelEnd
 where
     W: AsyncWrite + Unpin,
     T: serde::Serialize,
@@ -215,6 +220,7 @@ where
             if let Err(end) = write_message(&mut writer, &mut sealer, &message).await {
                 return end;
             }
+            sent();
             next = outgoing.try_recv().ok();
         }
         match timeout(WRITE_TIMEOUT, writer.flush()).await {
@@ -260,23 +266,27 @@ impl SignsOfLife {
     }
 }
 
-/// Returns after [`SILENCE_MS_MAX`] without a message while sessions are open.
-async fn watch_silence(life: &SignsOfLife, routes: &Routes) -> u64 {
+/// Ends the channel after [`SILENCE_MS_MAX`] without a message while sessions are open, and after
+/// [`CHANNEL_IDLE_MS`] without sessions: its keys and its place at the worker are given back.
+async fn watch(life: &SignsOfLife, routes: &Routes) -> ChannelEnd {
     let mut tick = tokio::time::interval(Duration::from_millis(SILENCE_MS_MAX / 6));
-    let mut idle = true;
+    let mut idle_since = Some(Instant::now());
     loop {
         tick.tick().await;
         if routes.sessions() == 0 {
-            idle = true;
+            let idle = idle_since.get_or_insert_with(Instant::now).elapsed();
+            if idle > Duration::from_millis(CHANNEL_IDLE_MS) {
+                return ChannelEnd::Cancelled;
+            }
             continue;
         }
-        if std::mem::replace(&mut idle, false) {
+        if idle_since.take().is_some() {
             // The first session begins: its silence counts from here.
             life.seen();
         }
         let silent_ms = life.now_ms().saturating_sub(life.last_ms.load(Ordering::Relaxed));
         if silent_ms > SILENCE_MS_MAX {
-            return silent_ms;
+            return ChannelEnd::Silent(silent_ms);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use opengrid_engine::{EngineError, Event, GenerateRequest, Generation, SharedEngine};
 use opengrid_protocol::{
     ModelRoot, NodeId, SessionId,
-    limits::{HEARTBEAT_MS, SESSIONS_PER_CHANNEL_MAX},
+    limits::{CHANNEL_IDLE_MS, HEARTBEAT_MS, SESSIONS_PER_CHANNEL_MAX},
     session::{Open, Refusal, ToGateway, ToWorker},
 };
 use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
@@ -25,6 +25,9 @@ pub trait Backend: Send + Sync {
     /// A session began or ended.
     fn load_changed(&self);
 }
+
+/// A gateway that opens no session for so long has forgotten the channel.
+const IDLE_MAX: Duration = Duration::from_millis(2 * CHANNEL_IDLE_MS);
 
 pub type SharedBackend = Arc<dyn Backend>;
 
@@ -69,6 +72,7 @@ pub async fn serve(
                 let _ = outbound.try_send(ToGateway::Heartbeat);
             }
             () = outbound.closed() => break,
+            () = tokio::time::sleep(IDLE_MAX), if cancels.is_empty() => break,
         }
     }
 }
@@ -110,6 +114,10 @@ async fn run_session(
 
 async fn start(client: NodeId, open: Open, backend: &SharedBackend) -> Result<Generation, Refusal> {
     let engine = backend.engine(open.model)?;
+    let context_tokens = engine.capabilities().context_tokens;
+    if open.prompt_tokens.saturating_add(open.completion_tokens_max) > context_tokens {
+        return Err(Refusal::ContextTooSmall { context_tokens });
+    }
     let request = GenerateRequest {
         client: client.0,
         tokens: open.tokens,

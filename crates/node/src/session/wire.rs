@@ -1,14 +1,15 @@
-//! Length-prefixed frames over a byte stream.
+//! [`frame`]s over an asynchronous byte stream.
 
 use std::io;
 
+use opengrid_protocol::frame::{self, FrameError, HEADER_BYTES};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    #[error("a frame of {size} bytes is over the limit of {limit}")]
-    Oversized { size: usize, limit: usize },
+    #[error(transparent)]
+    Oversized(#[from] FrameError),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -18,16 +19,13 @@ pub enum WireError {
 /// # Errors
 /// [`WireError::Oversized`] before anything is read of a frame over `limit`.
 pub async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R, limit: usize) -> Result<Option<Vec<u8>>, WireError> {
-    let mut length = [0; 4];
+    let mut length = [0; HEADER_BYTES];
     match reader.read_exact(&mut length).await {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error.into()),
     }
-    let size = u32::from_le_bytes(length) as usize;
-    if size > limit {
-        return Err(WireError::Oversized { size, limit });
-    }
+    let size = frame::body_bytes(length, limit)?;
     let mut frame = Vec::with_capacity(size.min(16 * 1024));
     let read = reader.take(size as u64).read_to_end(&mut frame).await?;
     if read < size {
@@ -41,10 +39,7 @@ pub async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R, limit: usize) -> R
 /// # Errors
 /// Those of the stream.
 pub async fn write_frame<W: AsyncWrite + Unpin>(writer: &mut W, body: &[u8]) -> Result<(), WireError> {
-    let mut frame = Vec::with_capacity(4 + body.len());
-    frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    frame.extend_from_slice(body);
-    writer.write_all(&frame).await?;
+    writer.write_all(&frame::encode(body, u32::MAX as usize)?).await?;
     Ok(())
 }
 
@@ -70,7 +65,7 @@ mod tests {
     #[tokio::test]
     async fn oversized_and_cut_frames_are_refused() {
         let mut oversized: &[u8] = &[0xff, 0xff, 0xff, 0xff, 1];
-        assert!(matches!(read_frame(&mut oversized, 1000).await, Err(WireError::Oversized { .. })));
+        assert!(matches!(read_frame(&mut oversized, 1000).await, Err(WireError::Oversized(_))));
         let mut cut: &[u8] = &[5, 0, 0, 0, 1, 2];
         assert!(matches!(read_frame(&mut cut, 1000).await, Err(WireError::Io(_))));
     }
