@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use libp2p::{
     Multiaddr, PeerId, autonat,
     core::ConnectedPoint,
+    multiaddr::Protocol,
     dcutr, gossipsub, identify,
     kad::{self, store::RecordStore},
     mdns, ping, relay,
@@ -58,8 +59,10 @@ impl Actor {
                 self.shared.metrics.connections_refused.inc();
             }
             SwarmEvent::NewListenAddr { address, .. } => {
-                // An interface with a public address: reachable until proven otherwise.
-                if nat::is_public(&address) {
+                // A public IPv4 address on an interface: reachable until a probe says otherwise. IPv6 addresses are public
+                // behind most home firewalls too, so they wait for a probe that succeeds.
+                let is_ipv4 = matches!(address.iter().next(), Some(Protocol::Ip4(_)));
+                if is_ipv4 && nat::is_public(&address) {
                     self.swarm.add_external_address(address);
                 }
                 self.on_addresses_changed();
@@ -256,6 +259,7 @@ impl Actor {
         tracing::debug!(address = %event.tested_addr, reachable, "reachability probe");
         if !reachable && nat::is_public(&event.tested_addr) {
             self.nat.probe_failed();
+            self.swarm.remove_external_address(&event.tested_addr);
             self.refresh_nat();
         }
     }

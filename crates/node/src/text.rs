@@ -1,10 +1,11 @@
 //! The text side of models for this node's gateway: a tokenizer process per model in use, and the template.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use opengrid_engine::{Vocabulary, VocabularyError};
 use opengrid_protocol::session::Token;
+use tokio_util::task::TaskTracker;
 
 use crate::handle::{GridError, TextModel};
 
@@ -16,18 +17,24 @@ pub struct Headers {
 }
 
 pub struct NodeText {
-    vocabulary: Vocabulary,
+    vocabulary: Arc<Vocabulary>,
+    tasks: TaskTracker,
     headers: Headers,
 }
 
 impl NodeText {
     /// # Errors
     /// [`GridError::Internal`] when the tokenizer process does not come up.
-    pub async fn start(program: PathBuf, vocabulary_file: PathBuf, headers: Headers) -> Result<Self, GridError> {
+    pub async fn start(
+        program: PathBuf,
+        vocabulary_file: PathBuf,
+        headers: Headers,
+        tasks: TaskTracker,
+    ) -> Result<Self, GridError> {
         let vocabulary = Vocabulary::start(program, vocabulary_file)
             .await
             .map_err(|error| GridError::Internal(format!("the tokenizer does not start: {error}")))?;
-        Ok(Self { vocabulary, headers })
+        Ok(Self { vocabulary: Arc::new(vocabulary), tasks, headers })
     }
 }
 
@@ -50,7 +57,13 @@ const PIECE_BYTES_TYPICAL: usize = 4;
 #[async_trait]
 impl TextModel for NodeText {
     async fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, GridError> {
-        self.vocabulary.tokenize(text, add_special, parse_special).await.map_err(|error| self.text_error(error))
+        let (vocabulary, text) = (self.vocabulary.clone(), text.to_owned());
+        // In a task of its own: a client that hangs up meanwhile must not cost the others the tokenizer process.
+        let work = async move { vocabulary.tokenize(&text, add_special, parse_special).await };
+        match self.tasks.spawn(work).await {
+            Ok(tokens) => tokens.map_err(|error| self.text_error(error)),
+            Err(error) => Err(GridError::Internal(format!("tokenizer: {error}"))),
+        }
     }
 
     fn piece(&self, token: Token) -> &[u8] {

@@ -83,7 +83,7 @@ async fn start(node: &Node, entry: &ModelEntry) -> Result<NodeText, GridError> {
     if let TemplateSource::Inline(template) = &entry.template {
         headers.chat_template = Some(template.clone());
     }
-    NodeText::start(node.config.program.clone(), path, headers).await
+    NodeText::start(node.config.program.clone(), path, headers, node.tasks.clone()).await
 }
 
 fn read_headers(path: &std::path::Path) -> Result<Headers, GgufFileError> {
