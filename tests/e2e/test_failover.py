@@ -1,5 +1,6 @@
 """The serving worker dies mid-answer and the client sees a pause, never an error, and the same text."""
 
+import math
 import os
 import signal
 
@@ -8,7 +9,7 @@ import pytest
 import failover
 from grid import MODEL, Grid, wait_until
 
-ROUNDS = int(os.environ.get("OPENGRID_TEST_KILLS", "6"))
+ROUNDS = int(os.environ.get("OPENGRID_TEST_KILLS", "20"))
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,8 @@ def test_kill_9_of_the_serving_worker(grid):
         assert outcome.complete and outcome.tokens == failover.TOKENS, outcome
         assert outcome.identical, outcome
         assert outcome.stall_s <= 4, outcome
+    stalls = sorted(outcome.stall_s for outcome in outcomes)
+    assert stalls[math.ceil(0.95 * len(stalls)) - 1] <= 2 or ROUNDS < 20, stalls
 
 
 def test_a_worker_that_hangs_is_replaced_too(grid):
