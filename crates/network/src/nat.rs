@@ -5,13 +5,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libp2p::{Multiaddr, PeerId, Swarm, core::transport::ListenerId, kad, multiaddr::Protocol, relay};
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    core::transport::ListenerId,
+    kad,
+    multiaddr::Protocol,
+    relay,
+    swarm::dial_opts::{DialOpts, PeerCondition},
+};
 
 use crate::{
     address::{self, Reach},
     behaviour::Behaviour,
     config::KademliaMode,
-    peers::PeerTable,
+    peers::{Peer, PeerTable},
 };
 
 /// What stands between us and those who want to dial us.
@@ -28,11 +35,15 @@ pub enum Nat {
 pub(crate) const HOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/hop";
 const RESERVATIONS_MAX: usize = 2;
 const RESERVE_AGAIN: Duration = Duration::from_secs(5);
+/// Where UDP (or TCP) is blocked, it is seldom opened.
+const SECOND_TRANSPORT_AGAIN: Duration = Duration::from_secs(300);
 
 #[derive(Default)]
 pub(crate) struct NatState {
     reservations: HashMap<PeerId, ListenerId>,
     refused_until: HashMap<PeerId, Instant>,
+    /// Relays that were dialled with their other transport, and when that may be done again.
+    doubled_until: HashMap<PeerId, Instant>,
     probes_failed: u32,
     mode: Option<kad::Mode>,
     relaying: bool,
@@ -59,6 +70,7 @@ impl NatState {
             self.release(swarm);
         } else if behind {
             self.reserve(swarm, peers, now);
+            self.double(swarm, peers, now);
         }
         match (public, behind || self.probes_failed > 0) {
             (true, _) => Nat::Public,
@@ -110,6 +122,23 @@ impl NatState {
         }
     }
 
+    /// Keeps both a TCP and a QUIC connection to our relays: only so we learn what the NAT makes of both ports, and a
+    /// hole can be punched towards a peer that met the relay by the other one.
+    fn double(&mut self, swarm: &mut Swarm<Behaviour>, peers: &PeerTable, now: Instant) {
+        self.doubled_until.retain(|_, until| *until > now);
+        for relay in self.reservations.keys() {
+            if self.doubled_until.contains_key(relay) {
+                continue;
+            }
+            let Some(address) = peers.get(relay).and_then(other_transport) else { continue };
+            self.doubled_until.insert(*relay, now + SECOND_TRANSPORT_AGAIN);
+            let options = DialOpts::peer_id(*relay).condition(PeerCondition::Always).addresses(vec![address]).build();
+            if let Err(error) = swarm.dial(options) {
+                tracing::debug!(%relay, %error, "no second transport");
+            }
+        }
+    }
+
     /// A reservation ended: another relay, or this one later.
     pub fn listener_closed(&mut self, listener: ListenerId, now: Instant) {
         let relay = self.reservations.iter().find(|(_, known)| **known == listener).map(|(relay, _)| *relay);
@@ -118,6 +147,22 @@ impl NatState {
             self.refused_until.insert(relay, now + RESERVE_AGAIN);
         }
     }
+}
+
+/// The peer's public address of the transport by which we have not dialled it.
+fn other_transport(peer: &Peer) -> Option<Multiaddr> {
+    let direct = peer.connections.iter().filter(|connection| !connection.relayed && connection.dialled);
+    let dialled: Vec<bool> = direct.map(|connection| is_udp(&connection.remote)).collect();
+    let missing = match (dialled.contains(&false), dialled.contains(&true)) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => return None,
+    };
+    peer.addresses.iter().find(|address| is_public(address) && is_udp(address) == missing).cloned()
+}
+
+fn is_udp(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Protocol::Udp(_)))
 }
 
 /// Directly connected public peers that relay, with the address that we know them at; nearest first.

@@ -12,7 +12,8 @@ use std::{
 
 use serde_json::Value;
 
-const PUBLIC_ADDRESS: &str = "/ip4/198.51.100.1/tcp/4470";
+const PUBLIC_TCP: &str = "/ip4/198.51.100.1/tcp/4470";
+const PUBLIC_QUIC: &str = "/ip4/198.51.100.1/udp/4470/quic-v1";
 
 fn script() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/lab/nat.sh")
@@ -123,13 +124,14 @@ fn arguments(list: &[&str]) -> Vec<String> {
     list.iter().map(ToString::to_string).collect()
 }
 
-/// A public node, and two behind NATs that know only it. Returns them and how long the first exchange took.
+/// A public node, and two behind NATs that know only it, by different transports. Returns them and how long the first
+/// exchange took.
 fn meet(laboratory: &Laboratory) -> (Node, Node, Node, Duration) {
     let public = laboratory.node("p", &arguments(&["seed=1", "port=4470"]));
     let ready = public.wait(Duration::from_secs(10), "start", Node::is("ready")).1;
-    let bootstrap = format!("bootstrap={PUBLIC_ADDRESS}/p2p/{}", ready["node"].as_str().unwrap());
-    let a = laboratory.node("a", &[arguments(&["seed=2", "port=4471", "provide=9"]), vec![bootstrap.clone()]].concat());
-    let b = laboratory.node("b", &[arguments(&["seed=3", "port=4472", "find=9"]), vec![bootstrap]].concat());
+    let by = |address: &str| vec![format!("bootstrap={address}/p2p/{}", ready["node"].as_str().unwrap())];
+    let a = laboratory.node("a", &[arguments(&["seed=2", "port=4471", "provide=9"]), by(PUBLIC_TCP)].concat());
+    let b = laboratory.node("b", &[arguments(&["seed=3", "port=4472", "find=9"]), by(PUBLIC_QUIC)].concat());
     let (at, _) = b.wait(Duration::from_secs(15), "exchange", Node::is("echo"));
     let took = at.duration_since(b.started);
     (public, a, b, took)
