@@ -33,7 +33,7 @@ pub use vocabulary::{TEXT_BYTES_MAX, Vocabulary, VocabularyError, VocabularyInfo
 /// Implementations are shared by many tasks; every method returns promptly, work happens behind [`Generation`].
 #[async_trait]
 pub trait Engine: Send + Sync {
-    /// What this engine can do, measured where it says so. Constant while the engine lives.
+    /// What this engine can do. Its speeds follow what it really did; the rest is constant while the engine lives.
     fn capabilities(&self) -> Capabilities;
 
     /// The load at this moment.
@@ -62,7 +62,7 @@ pub struct Capabilities {
     pub slots: u16,
     /// Sessions that may wait for a slot before [`EngineError::Busy`].
     pub queue_max: u16,
-    /// Tokens per second of one stream, and of prefill, measured at start.
+    /// Tokens per second of one stream, and of prefill, of late.
     pub decode_tokens_per_s: f32,
     pub prefill_tokens_per_s: f32,
     /// Resident memory that weights and KV cache take, in bytes.

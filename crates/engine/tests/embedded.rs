@@ -113,31 +113,95 @@ async fn no_process_outlives_its_engine() {
     }
 }
 
-/// A node that is killed itself cannot clean up: the end of the pipe must do it, in the middle of a step too.
-#[tokio::test]
-async fn a_child_whose_parent_is_gone_ends_itself_at_once() {
-    use std::io::Write;
-    let engine = start(config()).await;
-    let pid = engine.child_pid().unwrap();
-    assert!(alive(pid));
-    engine.shutdown().await;
+/// Set in the process that [`a_killed_parent_leaves_no_child`] kills: this test program, started once more.
+const PARENT: &str = "OPENGRID_TEST_PARENT";
 
-    let mut child = std::process::Command::new(program())
-        .arg("engine-child")
-        .stdin(std::process::Stdio::piped())
+#[tokio::test]
+async fn the_parent_that_is_killed() {
+    if std::env::var_os(PARENT).is_none() {
+        return;
+    }
+    let engine = start(config()).await;
+    let mut running = engine.generate(request(vec![5], 900, sampled(3))).await.unwrap();
+    assert!(matches!(event(&mut running).await, Event::Tokens(_)));
+    eprintln!("child {}", engine.child_pid().unwrap());
+    loop {
+        event(&mut running).await;
+    }
+}
+
+/// A node that is killed cannot clean up: the end of the pipe must do it, in the middle of an answer too.
+#[tokio::test]
+async fn a_killed_parent_leaves_no_child() {
+    use std::io::{BufRead, BufReader};
+    let mut parent = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["the_parent_that_is_killed", "--exact", "--nocapture"])
+        .env(PARENT, "1")
         .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    input.write_all(&[0, 0, 0, 9, 1]).unwrap();
-    assert!(child.try_wait().unwrap().is_none(), "it waits for the rest of the frame");
-    drop(input);
-    let since = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        assert!(since.elapsed() < Duration::from_secs(2));
+    let mut lines = BufReader::new(parent.stderr.take().unwrap()).lines();
+    let pid = lines.find_map(|line| line.unwrap().strip_prefix("child ").map(|pid| pid.parse::<u32>().unwrap()));
+    let pid = pid.expect("the parent tells its child");
+    assert!(alive(pid), "it computes");
+    parent.kill().unwrap();
+    let killed = Instant::now();
+    parent.wait().unwrap();
+    while alive(pid) {
+        assert!(killed.elapsed() < Duration::from_secs(2), "the child outlives its parent");
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Stopped by a signal it answers no ping and ends by no request: only SIGKILL helps.
+#[tokio::test]
+async fn a_hung_child_is_killed_and_replaced() {
+    let engine = start(config()).await;
+    let full = answer(&*engine, request(vec![5, 6, 7], 20, sampled(3))).await.ids();
+    let pid = engine.child_pid().unwrap();
+    let generation = engine.generate(request(vec![5, 6, 7], 900, sampled(3))).await.unwrap();
+    let prefill = engine.capabilities().prefill_tokens_per_s;
+    signal(pid, "-STOP");
+    let hung = Instant::now();
+    let (mut generation, mut last) = (generation, None);
+    while let Some(event) = generation.events.recv().await {
+        last = Some(event);
+    }
+    assert_eq!(last, Some(Event::Failed(EngineError::Died)));
+    // 10 s without a pong, or what four of the largest steps take; 2 s between looks, and a pong may have come just
+    // before.
+    let steps = Duration::from_secs_f32(4.0 * 512.0 / prefill).max(Duration::from_secs(10));
+    assert!(hung.elapsed() < steps + Duration::from_secs(6), "{:?}", hung.elapsed());
+    let killed = Instant::now();
+    while !engine.load().healthy {
+        assert!(killed.elapsed() < Duration::from_secs(10), "not replaced");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!alive(pid), "the hung process is gone");
+    assert_eq!(answer(&*engine, request(vec![5, 6, 7], 20, sampled(3))).await.ids(), full);
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn speeds_follow_what_is_really_done() {
+    let engine = start(config()).await;
+    let told = |engine: &EmbeddedEngine| {
+        let capabilities = engine.capabilities();
+        (capabilities.decode_tokens_per_s, capabilities.prefill_tokens_per_s)
+    };
+    let first = told(&engine);
+    let prompt: Vec<u32> = (0..300).map(|i| 100 + i * 7).collect();
+    answer(&*engine, GenerateRequest { client: [9; 32], ..request(prompt, 40, sampled(1)) }).await;
+    let since = Instant::now();
+    let mut then = told(&engine);
+    while then.0 == first.0 || then.1 == first.1 {
+        assert!(since.elapsed() < Duration::from_secs(5), "{first:?} {then:?}");
+        sleep(Duration::from_millis(10)).await;
+        then = told(&engine);
+    }
+    assert!(then.0 > 1.0 && then.1 > then.0, "prefill is quicker than decoding: {then:?}");
+    engine.shutdown().await;
 }
 
 #[tokio::test]

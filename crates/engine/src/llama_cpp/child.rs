@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Stdin},
     sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    time::{Duration, Instant},
 };
 
 use opengrid_protocol::{
@@ -17,7 +18,9 @@ use super::{
     Mode, budget,
     ffi::{BatchToken, Context, ContextOptions, Model, ModelOptions},
     messages::{FromEngine, Generate, JobEvent, Load, Measured, Progress, Ready, ToEngine},
+    pace::Pace,
     self_test,
+    speeds::Speeds,
 };
 use crate::{
     batching::{Batcher, Chunk, Job, StepLimits},
@@ -29,6 +32,8 @@ use crate::{
 const STALL_S: f32 = 0.2;
 const PREFILL_AMID_DECODING_MIN: usize = 16;
 const INBOX: usize = 256;
+/// How often speeds are told amid work; they are told at its end, too.
+const SPEEDS_EVERY: Duration = Duration::from_secs(1);
 /// Room for graphs, threads and the allocator beside weights and cache, in bytes.
 const WORKSPACE_BYTES: u64 = 128 * 1024 * 1024;
 
@@ -47,12 +52,15 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
     };
     let model = load_model(&load).map_err(|why| refuse(&mut output, why))?;
     let (context, ready) = prepare(&load, &model, sandbox).map_err(|why| refuse(&mut output, why))?;
-    let limits = step_limits(&load, &ready);
     ipc::write(&mut output, &FromEngine::Ready(Box::new(ready.clone())))?;
     let mut engine = Stepper {
         batcher: Batcher::new(usize::from(ready.slots)),
+        pace: Pace::new(if load.gpu_layers > 0 { 1 } else { context.levels() }),
         context,
-        limits,
+        batch_max: load.batch_tokens as usize,
+        prefill_max: load.prefill_chunk.unwrap_or(load.batch_tokens).clamp(1, load.batch_tokens) as usize,
+        speeds: ready.measured.speeds(),
+        speeds_told: Instant::now(),
         context_tokens: ready.context_tokens as usize,
         waiting: Vec::new(),
         queue_told: Vec::new(),
@@ -139,17 +147,15 @@ fn measure(
     self_test::run(context, slots, vocabulary, exact.then_some(load.model_identity.as_slice()))
 }
 
-fn step_limits(load: &Load, ready: &Ready) -> StepLimits {
-    let batch = load.batch_tokens as usize;
-    let prefill = load.prefill_chunk.map_or(batch, |chunk| (chunk.max(1) as usize).min(batch));
-    let tolerable = (ready.measured.prefill_tokens_per_s * STALL_S) as usize;
-    StepLimits { batch, prefill, prefill_amid_decoding: tolerable.max(PREFILL_AMID_DECODING_MIN).min(prefill) }
-}
-
 struct Stepper<'m> {
     batcher: Batcher,
     context: Context<'m>,
-    limits: StepLimits,
+    pace: Pace,
+    /// Tokens of a step at most, and of prefill among them.
+    batch_max: usize,
+    prefill_max: usize,
+    speeds: Speeds,
+    speeds_told: Instant,
     context_tokens: usize,
     /// Of jobs that wait for a slot.
     waiting: Vec<Answer>,
@@ -192,6 +198,7 @@ impl Stepper<'_> {
             if !self.events.is_empty() {
                 ipc::write(output, &FromEngine::Events(std::mem::take(&mut self.events)))?;
             }
+            self.tell_speeds(output)?;
         }
     }
 
@@ -259,8 +266,26 @@ impl Stepper<'_> {
         self.queue_told = queue;
     }
 
+    fn limits(&self) -> StepLimits {
+        let tolerable = ((self.speeds.prefill * STALL_S) as usize).max(PREFILL_AMID_DECODING_MIN);
+        StepLimits {
+            batch: self.batch_max,
+            prefill: self.prefill_max,
+            prefill_amid_decoding: tolerable.min(self.prefill_max),
+        }
+    }
+
+    fn tell_speeds(&mut self, output: &mut File) -> io::Result<()> {
+        if self.speeds_told.elapsed() < SPEEDS_EVERY && !self.batcher.idle() {
+            return Ok(());
+        }
+        self.speeds_told = Instant::now();
+        ipc::write(output, &FromEngine::Speeds(self.speeds))
+    }
+
     fn step(&mut self) -> Result<(), String> {
-        let chunks = self.batcher.plan(self.limits);
+        let started = Instant::now();
+        let chunks = self.batcher.plan(self.limits());
         if chunks.is_empty() {
             return Ok(());
         }
@@ -274,9 +299,23 @@ impl Stepper<'_> {
                 output: chunk.output && position + 1 == chunk.to,
             }));
         }
-        self.context.decode(&self.batch)?;
+        self.decode()?;
         self.batcher.computed(&chunks);
-        self.draw(&chunks)
+        self.draw(&chunks)?;
+        // Steps that mix streams or prefill and decoding measure neither.
+        if let [_] = chunks[..] {
+            self.speeds.record(self.batch.len(), started.elapsed());
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Result<(), String> {
+        let tokens = self.batch.len();
+        self.context.use_threads(self.pace.level(tokens));
+        let started = Instant::now();
+        self.context.decode(&self.batch)?;
+        self.pace.record(tokens, started.elapsed());
+        Ok(())
     }
 
     /// Draws the next token of every slot whose logits are there.

@@ -14,10 +14,15 @@ use llama_cpp_sys_2 as sys;
 use opengrid_protocol::session::Token;
 use parking_lot::Mutex;
 
+use super::pace;
+
 /// The last error that llama.cpp logged: the reason when a call returns null.
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
 static BACKEND: Once = Once::new();
 const LOG_BYTES_MAX: usize = 500;
+/// How long a pool's threads spin for the next step before they sleep, in units of 131,072 pauses of the processor:
+/// longer than from one token to the next, shorter than llama.cpp's 50, which burn a core for 0.1 s after each answer.
+const POLL: u32 = 10;
 
 /// Warnings and errors go to stderr, the rest to nothing: stdout carries frames.
 unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _data: *mut c_void) {
@@ -281,7 +286,8 @@ pub struct BatchToken {
 /// The KV cache and buffers of a model: `slots` sequences with their own cells.
 pub struct Context<'m> {
     context: NonNull<sys::llama_context>,
-    threads: NonNull<sys::ggml_threadpool>,
+    /// One for each of [`pace::levels`].
+    pools: Vec<Pool>,
     slots: usize,
     batch: usize,
     vocabulary: usize,
@@ -324,28 +330,35 @@ impl<'m> Context<'m> {
         // SAFETY: `model` is live; `params` holds no pointers but the defaults' nulls.
         let context = unsafe { sys::llama_init_from_model(model.ptr(), params) };
         let context = NonNull::new(context).ok_or_else(|| last_error("llama.cpp makes no context"))?;
-        // SAFETY: a struct by value, then a pool of `threads` threads; null only when out of memory.
-        let pool = unsafe {
-            let mut params = sys::ggml_threadpool_params_default(threads);
-            sys::ggml_threadpool_new(&raw mut params)
-        };
-        let Some(pool) = NonNull::new(pool) else {
-            // SAFETY: freed once and not used after.
-            unsafe { sys::llama_free(context.as_ptr()) };
-            return Err("no memory for the thread pool".to_owned());
-        };
-        // SAFETY: both live until `drop`, which detaches first. Without a pool ggml starts threads at every step.
-        unsafe { sys::llama_attach_threadpool(context.as_ptr(), pool.as_ptr(), pool.as_ptr()) };
-        Ok(Self {
+        let mut context = Self {
             context,
-            threads: pool,
+            pools: Vec::new(),
             slots: usize::from(options.slots),
             batch: options.batch as usize,
             vocabulary: model.vocabulary_size() as usize,
             outputs: Vec::new(),
             buffers: BatchBuffers::default(),
             model: PhantomData,
-        })
+        };
+        context.pools =
+            pace::levels(options.threads.clamp(1, 512)).into_iter().map(Pool::new).collect::<Result<_, _>>()?;
+        context.use_threads(0);
+        Ok(context)
+    }
+
+    /// The next steps run on the threads of this level of [`pace::levels`].
+    pub fn use_threads(&mut self, level: usize) {
+        let Some(pool) = self.pools.get(level) else { return };
+        // SAFETY: context and pool live until `drop`; ggml pauses the pool that was attached before.
+        unsafe {
+            sys::llama_set_n_threads(self.ptr(), pool.threads, pool.threads);
+            sys::llama_attach_threadpool(self.ptr(), pool.pool.as_ptr(), pool.pool.as_ptr());
+        }
+    }
+
+    /// Numbers of threads to choose from.
+    pub fn levels(&self) -> usize {
+        self.pools.len()
     }
 
     fn ptr(&self) -> *mut sys::llama_context {
@@ -410,12 +423,39 @@ impl<'m> Context<'m> {
 
 impl Drop for Context<'_> {
     fn drop(&mut self) {
-        // SAFETY: detached before either is freed; each freed once.
+        // SAFETY: the pools are detached first and freed after; the context is freed once.
         unsafe {
             sys::llama_detach_threadpool(self.ptr());
             sys::llama_free(self.ptr());
-            sys::ggml_threadpool_free(self.threads.as_ptr());
         }
+    }
+}
+
+/// Threads that stay between steps; without it ggml starts new ones at every step.
+struct Pool {
+    pool: NonNull<sys::ggml_threadpool>,
+    threads: i32,
+}
+
+impl Pool {
+    fn new(threads: u32) -> Result<Self, String> {
+        let threads = i32::try_from(threads).unwrap_or(1);
+        // SAFETY: a struct by value, then a pool of `threads` threads; null only when out of memory.
+        let pool = unsafe {
+            let mut params = sys::ggml_threadpool_params_default(threads);
+            params.poll = POLL;
+            params.paused = threads > 1;
+            sys::ggml_threadpool_new(&raw mut params)
+        };
+        let pool = NonNull::new(pool).ok_or("no memory for the thread pool")?;
+        Ok(Self { pool, threads })
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: no context uses it any more; freed once.
+        unsafe { sys::ggml_threadpool_free(self.pool.as_ptr()) }
     }
 }
 

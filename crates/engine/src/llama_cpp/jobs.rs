@@ -10,7 +10,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::messages::{FromEngine, Generate, JobEvent, Progress, ToEngine};
+use super::{
+    messages::{FromEngine, Generate, JobEvent, Progress, ToEngine},
+    speeds::Speeds,
+};
 use crate::{CancelGuard, EngineError, Event, Generation, Load, ipc, sandbox::SandboxProbe};
 
 /// Cancels and pings that may wait to be written beside one message a job.
@@ -53,10 +56,12 @@ struct State {
     outbox: VecDeque<(Option<u64>, Bytes)>,
     pinged: Option<Instant>,
     probes: Vec<oneshot::Sender<SandboxProbe>>,
+    speeds: Speeds,
 }
 
 impl Jobs {
-    pub fn new(bounds: Bounds) -> Self {
+    /// `speeds` hold until the child knows better.
+    pub fn new(bounds: Bounds, speeds: Speeds) -> Self {
         let state = State {
             phase: Phase::Restarting,
             pid: None,
@@ -65,6 +70,7 @@ impl Jobs {
             outbox: VecDeque::new(),
             pinged: None,
             probes: Vec::new(),
+            speeds,
         };
         Self { bounds, state: Mutex::new(state), outgoing: Notify::new() }
     }
@@ -101,6 +107,11 @@ impl Jobs {
 
     pub fn pid(&self) -> Option<u32> {
         self.state.lock().pid
+    }
+
+    /// What the child measured last.
+    pub fn speeds(&self) -> Speeds {
+        self.state.lock().speeds
     }
 
     pub fn load(&self) -> Load {
@@ -197,6 +208,7 @@ impl Jobs {
         match message {
             FromEngine::Pong { .. } => state.pinged = None,
             FromEngine::Ready(_) | FromEngine::LoadFailed(_) => return Err("it loaded twice"),
+            FromEngine::Speeds(speeds) => state.speeds = speeds.sane(state.speeds),
             FromEngine::SandboxProbe(probe) => {
                 for waiting in state.probes.drain(..) {
                     let _ = waiting.send(probe.clone());

@@ -6,7 +6,8 @@ use opengrid_protocol::{
 use super::*;
 
 fn jobs(slots: u16, queue_max: u16) -> Arc<Jobs> {
-    let jobs = Arc::new(Jobs::new(Bounds { slots, queue_max, context_tokens: 100 }));
+    let jobs =
+        Arc::new(Jobs::new(Bounds { slots, queue_max, context_tokens: 100 }, Speeds { decode: 7.0, prefill: 50.0 }));
     jobs.start(Some(1));
     jobs
 }

@@ -9,7 +9,7 @@ use opengrid_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Mode;
+use super::{Mode, speeds::Speeds};
 use crate::sandbox::{Devices, SandboxProbe};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub enum FromEngine {
     Ready(Box<Ready>),
     LoadFailed(String),
     Events(Vec<JobEvent>),
+    /// Now and then, while work runs.
+    Speeds(Speeds),
     Pong {
         nonce: u64,
     },

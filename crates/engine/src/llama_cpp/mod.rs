@@ -1,7 +1,8 @@
 //! The embedded engine: llama.cpp in a supervised, sandboxed child process of the same binary.
 //!
 //! On the node's side: [`EmbeddedEngine`] (the [`Engine`] trait), `supervisor` (the child's life), `jobs` (what runs),
-//! `measured` (the cache of self-test results). In the child: `child` (the step loop), `self_test`, `budget`, `ffi`.
+//! `measured` (the cache of self-test results). In the child: `child` (the step loop), `pace` (how many threads), `self_test`,
+//! `budget`, `ffi`. `speeds` is known to both.
 
 mod budget;
 mod child;
@@ -10,7 +11,9 @@ pub(crate) mod ffi;
 mod jobs;
 mod measured;
 mod messages;
+mod pace;
 mod self_test;
+mod speeds;
 mod supervisor;
 
 use std::sync::Arc;
@@ -64,7 +67,7 @@ impl EmbeddedEngine {
             queue_max: supervisor.config().queue_max,
             context_tokens: ready.context_tokens,
         };
-        let jobs = Arc::new(Jobs::new(bounds));
+        let jobs = Arc::new(Jobs::new(bounds, ready.measured.speeds()));
         jobs.start(process.id());
         let task = tokio::spawn(supervisor.run(process, jobs.clone(), stop.clone()));
         Ok(Arc::new(Self {
@@ -122,7 +125,12 @@ impl EmbeddedEngine {
 #[async_trait]
 impl Engine for EmbeddedEngine {
     fn capabilities(&self) -> Capabilities {
-        self.capabilities.clone()
+        let speeds = self.jobs.speeds();
+        Capabilities {
+            decode_tokens_per_s: speeds.decode,
+            prefill_tokens_per_s: speeds.prefill,
+            ..self.capabilities.clone()
+        }
     }
 
     fn load(&self) -> Load {

@@ -14,7 +14,8 @@ use super::{
     EmbeddedConfig, Mode,
     jobs::Jobs,
     measured,
-    messages::{FromEngine, Load, Ready, ToEngine},
+    messages::{FromEngine, Load, Measured, Ready, ToEngine},
+    speeds::Speeds,
 };
 use crate::{
     EngineError,
@@ -41,6 +42,7 @@ pub struct Supervisor {
     /// With what the first launch found: later ones must give the same.
     load: Load,
     hang: Duration,
+    keeper: Keeper,
 }
 
 impl Supervisor {
@@ -55,14 +57,15 @@ impl Supervisor {
             prepared.map_err(|error| error.to_string())??
         };
         let (process, ready) = start_child(&config, &load).await?;
-        if let (Some(path), None, None) = (cache, load.known, &ready.inexact) {
-            keep(path, ready.clone()).await;
+        let mut keeper = Keeper { path: cache.filter(|_| ready.inexact.is_none()), kept: ready.measured };
+        if load.known.is_none() {
+            keeper.keep(ready.measured).await;
         }
         let step_s = BATCH_TOKENS as f32 / ready.measured.prefill_tokens_per_s.max(0.01);
         let hang = HANG.max(Duration::from_secs_f32((step_s * 4.0).min(3_600.0)));
         let load =
             Load { known: Some(ready.measured), slots: ready.slots, context_tokens: ready.context_tokens, ..load };
-        Ok((Self { config, load, hang }, process, ready))
+        Ok((Self { config, load, hang, keeper }, process, ready))
     }
 
     pub fn config(&self) -> &EmbeddedConfig {
@@ -70,7 +73,7 @@ impl Supervisor {
     }
 
     /// Serves `process` and its successors until `stop`.
-    pub async fn run(self, process: ChildProcess, jobs: Arc<Jobs>, stop: CancellationToken) {
+    pub async fn run(mut self, process: ChildProcess, jobs: Arc<Jobs>, stop: CancellationToken) {
         let mut process = Some(process);
         let mut delay = RESTART_DELAY_MIN;
         loop {
@@ -86,7 +89,7 @@ impl Supervisor {
             jobs.start(child.id());
             let why = tokio::select! {
                 () = stop.cancelled() => None,
-                why = serve(&mut child, &jobs, self.hang) => Some(why),
+                why = serve(&mut child, &jobs, &mut self.keeper, self.hang) => Some(why),
             };
             let Some(why) = why else {
                 jobs.lose(&EngineError::ShuttingDown);
@@ -124,11 +127,11 @@ impl Supervisor {
     }
 }
 
-async fn serve(child: &mut ChildProcess, jobs: &Jobs, hang: Duration) -> String {
+async fn serve(child: &mut ChildProcess, jobs: &Jobs, keeper: &mut Keeper, hang: Duration) -> String {
     tokio::select! {
         error = read_events(&mut child.output, jobs) => error,
         error = write_frames(&mut child.input, jobs) => format!("it takes no messages: {error}"),
-        () = watch(jobs, hang) => format!("it answered nothing for {} s", hang.as_secs()),
+        () = watch(jobs, keeper, hang) => format!("it answered nothing for {} s", hang.as_secs()),
     }
 }
 
@@ -155,8 +158,9 @@ async fn write_frames(input: &mut Input, jobs: &Jobs) -> io::Error {
     }
 }
 
-async fn watch(jobs: &Jobs, hang: Duration) {
+async fn watch(jobs: &Jobs, keeper: &mut Keeper, hang: Duration) {
     while jobs.ping() < hang {
+        keeper.improve(jobs.speeds()).await;
         sleep(PING_EVERY).await;
     }
 }
@@ -233,11 +237,27 @@ async fn start_child(config: &EmbeddedConfig, load: &Load) -> Result<(ChildProce
     }
 }
 
-/// A result that cannot be kept is measured again next time.
-async fn keep(path: PathBuf, ready: Ready) {
-    let shown = path.display().to_string();
-    let written = tokio::task::spawn_blocking(move || measured::write(&path, &ready.measured)).await;
-    if let Ok(Err(error)) = written {
-        tracing::warn!(%error, path = shown, "the engine's measurements are not kept");
+/// Keeps the best speeds for the next start: a busy hour says nothing about the machine.
+struct Keeper {
+    path: Option<PathBuf>,
+    kept: Measured,
+}
+
+impl Keeper {
+    async fn improve(&mut self, speeds: Speeds) {
+        if let Some(better) = self.kept.improved(speeds) {
+            self.keep(better).await;
+        }
+    }
+
+    /// What cannot be kept is measured again next time.
+    async fn keep(&mut self, measured: Measured) {
+        self.kept = measured;
+        let Some(path) = self.path.clone() else { return };
+        let shown = path.display().to_string();
+        let written = tokio::task::spawn_blocking(move || measured::write(&path, &measured)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(%error, path = shown, "the engine's measurements are not kept");
+        }
     }
 }

@@ -1,0 +1,223 @@
+//! With how many threads a small step is quickest at this moment. Pure: the caller measures.
+//!
+//! ggml's threads wait for each other by spinning, hundreds of times a token. Where another program wants the cores, all
+//! wait for the one that is not scheduled: ten times slower than one thread alone. So fewer threads are tried when steps
+//! become slow, and every now and then the neighbouring numbers, for a few steps each. Results are the same with any
+//! number: see `SLICES.md`, "Batch invariance".
+
+use std::time::Duration;
+
+/// Larger steps take all threads: they compute long between two waits.
+const SMALL_STEP_TOKENS: usize = 32;
+/// Steps that a trial takes.
+const TRIAL_STEPS: u32 = 4;
+/// Steps that the level in use must have been measured for.
+const KNOWN_STEPS: u32 = 2;
+/// Another number of threads must be quicker by so much.
+const GAIN: f64 = 0.95;
+/// Steps so much slower than before are a reason to try fewer threads at once.
+const SLOWDOWN: f64 = 1.5;
+/// Computing time between two trials, in seconds; doubles while they find nothing better.
+const REST_MIN_S: f64 = 0.25;
+const REST_MAX_S: f64 = 8.0;
+/// After fewer threads were better.
+const REST_FEWER_S: f64 = 2.0;
+/// A trial that cost time is followed by so many times as long without one, within bounds.
+const REST_PER_COST: f64 = 30.0;
+const REST_COST_MAX_S: f64 = 30.0;
+/// Weight of the newest step in the mean.
+const NEWEST: f64 = 0.125;
+
+/// Numbers of threads to choose from: all, a half, a quarter, down to one.
+pub fn levels(threads: u32) -> Vec<u32> {
+    std::iter::successors(Some(threads.max(1)), |&threads| (threads > 1).then_some(threads / 2)).collect()
+}
+
+#[derive(Debug)]
+pub struct Pace {
+    levels: usize,
+    /// In use; 0 is all threads.
+    level: usize,
+    mean: Mean,
+    /// Of the level in use when it was last settled on.
+    settled: Option<Mean>,
+    trial: Option<Trial>,
+    rest_s: f64,
+    rested_s: f64,
+    fewer_next: bool,
+}
+
+/// Seconds a step, of steps with the same number of tokens.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    tokens: usize,
+    steps: u32,
+    seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    level: usize,
+    steps: u32,
+    seconds: f64,
+}
+
+impl Pace {
+    pub fn new(levels: usize) -> Self {
+        Self {
+            levels: levels.max(1),
+            level: 0,
+            mean: Mean::default(),
+            settled: None,
+            trial: None,
+            rest_s: REST_MIN_S,
+            rested_s: 0.0,
+            fewer_next: true,
+        }
+    }
+
+    /// The level for a step of `tokens`.
+    pub fn level(&mut self, tokens: usize) -> usize {
+        if tokens > SMALL_STEP_TOKENS {
+            return 0;
+        }
+        if self.mean.tokens != tokens {
+            self.mean = Mean { tokens, ..Mean::default() };
+            self.trial = None;
+        }
+        self.trial.map_or(self.level, |trial| trial.level)
+    }
+
+    /// How long the step took that [`Pace::level`] was asked about last.
+    pub fn record(&mut self, tokens: usize, took: Duration) {
+        if tokens > SMALL_STEP_TOKENS || self.levels == 1 {
+            return;
+        }
+        let seconds = took.as_secs_f64();
+        if let Some(trial) = self.trial.take() {
+            self.judge(Trial { steps: trial.steps + 1, seconds: trial.seconds + seconds, ..trial });
+            return;
+        }
+        let mean = &mut self.mean;
+        mean.seconds = if mean.steps == 0 { seconds } else { mean.seconds + (seconds - mean.seconds) * NEWEST };
+        mean.steps += 1;
+        self.rested_s += seconds;
+        self.trial = self.next_trial().map(|level| Trial { level, steps: 0, seconds: 0.0 });
+    }
+
+    fn next_trial(&mut self) -> Option<usize> {
+        let slower =
+            |settled: Mean| settled.tokens == self.mean.tokens && self.mean.seconds > settled.seconds * SLOWDOWN;
+        if self.mean.steps < KNOWN_STEPS {
+            return None;
+        }
+        let fewer = (self.level + 1 < self.levels).then_some(self.level + 1);
+        if self.settled.is_some_and(slower) && fewer.is_some() {
+            return fewer;
+        }
+        if self.rested_s < self.rest_s {
+            return None;
+        }
+        self.fewer_next = !self.fewer_next;
+        let more = self.level.checked_sub(1);
+        if self.fewer_next { fewer.or(more) } else { more.or(fewer) }
+    }
+
+    fn judge(&mut self, trial: Trial) {
+        let wanted = self.mean.seconds * GAIN;
+        let hopeless = trial.seconds > wanted * f64::from(TRIAL_STEPS);
+        if trial.steps < TRIAL_STEPS && !hopeless {
+            self.trial = Some(trial);
+            return;
+        }
+        self.rested_s = 0.0;
+        if hopeless {
+            let cost = trial.seconds - self.mean.seconds * f64::from(trial.steps);
+            self.rest_s = (self.rest_s * 2.0).min(REST_MAX_S).max((cost * REST_PER_COST).min(REST_COST_MAX_S));
+        } else {
+            self.rest_s = if trial.level > self.level { REST_FEWER_S } else { REST_MIN_S };
+            self.level = trial.level;
+            self.mean.seconds = trial.seconds / f64::from(trial.steps);
+            self.mean.steps = 0;
+        }
+        self.settled = Some(self.mean);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Steps until `seconds` have passed; how many there were, and on which level the last one was.
+    fn run(pace: &mut Pace, tokens: usize, seconds: f64, mut cost: impl FnMut(usize) -> f64) -> (u32, usize) {
+        let (mut passed, mut steps, mut level) = (0.0, 0, 0);
+        while passed < seconds {
+            level = pace.level(tokens);
+            let took = cost(level);
+            pace.record(tokens, Duration::from_secs_f64(took));
+            passed += took;
+            steps += 1;
+        }
+        (steps, level)
+    }
+
+    const IDLE: [f64; 2] = [0.009, 0.012];
+    const BUSY: [f64; 2] = [0.140, 0.024];
+
+    #[test]
+    fn levels_halve() {
+        assert_eq!(levels(0), [1]);
+        assert_eq!(levels(1), [1]);
+        assert_eq!(levels(12), [12, 6, 3, 1]);
+    }
+
+    #[test]
+    fn an_idle_machine_keeps_all_its_speed() {
+        let mut pace = Pace::new(2);
+        let (steps, level) = run(&mut pace, 1, 60.0, |level| IDLE[level]);
+        assert_eq!(level, 0);
+        assert!(f64::from(steps) * IDLE[0] > 60.0 * 0.99, "{steps} steps in 60 s");
+    }
+
+    #[test]
+    fn a_busy_machine_gets_fewer_threads_and_a_free_one_all_again() {
+        let mut pace = Pace::new(2);
+        run(&mut pace, 1, 20.0, |level| IDLE[level]);
+        let (steps, level) = run(&mut pace, 1, 2.0, |level| BUSY[level]);
+        assert_eq!(level, 1, "noticed within 2 s");
+        assert!(f64::from(steps) * BUSY[1] > 2.0 * 0.7, "{steps} steps");
+        let (steps, _) = run(&mut pace, 1, 60.0, |level| BUSY[level]);
+        assert!(f64::from(steps) * BUSY[1] > 60.0 * 0.95, "{steps} steps in 60 s");
+        run(&mut pace, 1, 2.0 * REST_COST_MAX_S, |level| IDLE[level]);
+        let (steps, level) = run(&mut pace, 1, 20.0, |level| IDLE[level]);
+        assert_eq!(level, 0, "it comes back within twice the longest rest");
+        assert!(f64::from(steps) * IDLE[0] > 20.0 * 0.98, "{steps} steps");
+    }
+
+    #[test]
+    fn a_machine_that_is_busy_from_the_start_is_noticed_too() {
+        let mut pace = Pace::new(4);
+        let (_, level) = run(&mut pace, 4, 10.0, |level| [0.2, 0.1, 0.05, 0.02][level]);
+        assert_eq!(level, 3);
+    }
+
+    #[test]
+    fn large_steps_take_all_threads_and_one_level_is_never_left() {
+        let mut pace = Pace::new(2);
+        run(&mut pace, 1, 5.0, |level| BUSY[level]);
+        assert_eq!(pace.level(1), 1);
+        assert_eq!(pace.level(SMALL_STEP_TOKENS + 1), 0);
+        assert_eq!(run(&mut Pace::new(1), 1, 5.0, |_| 0.01).1, 0);
+    }
+
+    #[test]
+    fn steps_of_other_sizes_are_not_compared() {
+        let mut pace = Pace::new(2);
+        for step in 0..2_000 {
+            let tokens = 1 + step % 2;
+            assert_eq!(pace.level(tokens), 0);
+            pace.record(tokens, Duration::from_millis(9 * tokens as u64));
+        }
+    }
+}
