@@ -113,7 +113,8 @@ def test_invite_alone_on_the_first_line_and_status_fields(grid):
 
 def test_run_answers_in_the_terminal(grid):
     gateway = grid.nodes[0]
-    said = run("run", MODEL, "What is the capital of France?", "--temperature", "0", "--home", str(gateway.home), env=gateway.env)
+    question = "What is the capital of France? Answer in one sentence."
+    said = run("run", MODEL, question, "--temperature", "0", "--home", str(gateway.home), env=gateway.env)
     assert said.returncode == 0, said.stderr
     assert "Paris" in said.stdout
 

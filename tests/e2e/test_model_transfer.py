@@ -20,8 +20,7 @@ def test_model_is_fetched_from_peers():
         (file,) = blobs(empty)
         assert sha256(file) == sha256(model_file())
         grid.nodes[1].kill()
-        answered = client.stream(gateway.url, "/v1/chat/completions", {
-            "model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0})
+        answered = ask(gateway)
         assert answered.complete and "Paris" in answered.text
         assert answered.headers["x-opengrid-worker"] == fetching.peer_id
 
@@ -31,10 +30,15 @@ def test_a_gateway_with_an_empty_store_gets_the_vocabulary_alone():
         worker = grid.add("worker", serve=MODEL)
         gateway = grid.add("gateway", join=worker, models_dir=empty, env=NO_OTHER_SOURCE)
         grid.wait_for_workers(1, at=gateway)
-        answered = client.stream(gateway.url, "/v1/chat/completions", {
-            "model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0})
+        answered = ask(gateway)
         assert answered.complete and "Paris" in answered.text
         assert blobs(empty) == [], "the gateway did not fetch the weights"
+
+
+def ask(node):
+    question = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
+    body = {"model": MODEL, "messages": question, "temperature": 0, "max_tokens": 40}
+    return client.stream(node.url, "/v1/chat/completions", body)
 
 
 def blobs(store):
