@@ -25,13 +25,16 @@ async fn main() {
     let program = here.parent().unwrap().with_file_name("opengrid-engine-child");
     for mode in modes {
         let started = Instant::now();
-        let config = EmbeddedConfig {
-            threads,
-            mode,
-            context_tokens: 2_048,
-            ..EmbeddedConfig::new(program.clone(), model.clone())
-        };
+        let config = EmbeddedConfig { threads, mode, ..EmbeddedConfig::new(program.clone(), model.clone()) };
+        let directory = tempfile::tempdir().unwrap();
+        let config = EmbeddedConfig { cache_dir: Some(directory.path().to_owned()), ..config };
+        EmbeddedEngine::start(config.clone()).await.unwrap().shutdown().await;
+        let again = Instant::now();
         let engine = EmbeddedEngine::start(config).await.unwrap();
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", engine.child_pid().unwrap())).unwrap_or_default();
+        let resident = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
+        println!("{mode:?}: second start {:.2} s; {resident}", again.elapsed().as_secs_f32());
         println!("{mode:?}: start {:.2} s; {:#?}", started.elapsed().as_secs_f32(), engine.capabilities());
         let prompt: Vec<u32> = (0..512).map(|i| 100 + i * 7).collect();
         let (first, _) = stream(&engine, 1, prompt, 1).await;

@@ -120,6 +120,12 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
     };
     let mut context = Context::new(model, options)?;
     let (measured, inexact) = measure(load, &mut context, usize::from(fit.slots), vocabulary_size)?;
+    if load.gpu_layers == 0 {
+        let warm_up = BatchToken { token: 0, position: 0, slot: 0, output: true };
+        context.decode(&[warm_up])?;
+        context.truncate(0, 0);
+        context.release_cache();
+    }
     let ready = Ready {
         measured,
         inexact,

@@ -7,7 +7,10 @@ use std::{
     marker::PhantomData,
     path::Path,
     ptr::NonNull,
-    sync::Once,
+    sync::{
+        Once,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use llama_cpp_sys_2 as sys;
@@ -294,6 +297,8 @@ pub struct Context<'m> {
     /// Outputs of the last step, as indices into its batch.
     outputs: Vec<bool>,
     buffers: BatchBuffers,
+    /// Where the KV cache lies; ggml's callback holds a pointer to it.
+    cache: Box<CacheBuffers>,
     model: PhantomData<&'m Model>,
 }
 
@@ -327,7 +332,10 @@ impl<'m> Context<'m> {
         params.kv_unified = false;
         params.swa_full = true;
         params.no_perf = true;
-        // SAFETY: `model` is live; `params` holds no pointers but the defaults' nulls.
+        let cache = Box::new(CacheBuffers::default());
+        params.cb_eval = Some(note_cache);
+        params.cb_eval_user_data = std::ptr::from_ref(&*cache).cast_mut().cast();
+        // SAFETY: `model` is live; `params` points to `cache`, which lives as long as the context and does not move.
         let context = unsafe { sys::llama_init_from_model(model.ptr(), params) };
         let context = NonNull::new(context).ok_or_else(|| last_error("llama.cpp makes no context"))?;
         let mut context = Self {
@@ -338,6 +346,7 @@ impl<'m> Context<'m> {
             vocabulary: model.vocabulary_size() as usize,
             outputs: Vec::new(),
             buffers: BatchBuffers::default(),
+            cache,
             model: PhantomData,
         };
         context.pools =
@@ -354,6 +363,32 @@ impl<'m> Context<'m> {
             sys::llama_set_n_threads(self.ptr(), pool.threads, pool.threads);
             sys::llama_attach_threadpool(self.ptr(), pool.pool.as_ptr(), pool.pool.as_ptr());
         }
+    }
+
+    /// Gives the memory of an empty KV cache back to the system until it is written again: llama.cpp fills it with zeros
+    /// at the start, so all of it would stay resident. Called when all slots are empty and the weights are on the CPU.
+    #[cfg(target_os = "linux")]
+    pub fn release_cache(&mut self) {
+        const PAGE: usize = 65_536;
+        self.cache.closed.store(true, Ordering::Relaxed);
+        for buffer in self.cache.found.lock().drain(..) {
+            // SAFETY: the buffer belongs to this context. Only whole pages inside it are given back; they are private
+            // anonymous memory from malloc and read as zeros afterwards, as llama.cpp left them. Nothing computes.
+            unsafe {
+                if !sys::ggml_backend_buffer_is_host(buffer.as_ptr()) {
+                    continue;
+                }
+                let base = sys::ggml_backend_buffer_get_base(buffer.as_ptr());
+                let skipped = base.addr().next_multiple_of(PAGE) - base.addr();
+                let whole = sys::ggml_backend_buffer_get_size(buffer.as_ptr()).saturating_sub(skipped) / PAGE * PAGE;
+                libc::madvise(base.byte_add(skipped), whole, libc::MADV_DONTNEED);
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub fn release_cache(&mut self) {
+        self.cache.closed.store(true, Ordering::Relaxed);
     }
 
     /// Numbers of threads to choose from.
@@ -429,6 +464,38 @@ impl Drop for Context<'_> {
             sys::llama_free(self.ptr());
         }
     }
+}
+
+/// Buffers in which llama.cpp keeps keys and values, as seen in a step's graph.
+#[derive(Default)]
+struct CacheBuffers {
+    found: Mutex<Vec<NonNull<sys::ggml_backend_buffer>>>,
+    /// No more to be found.
+    closed: AtomicBool,
+}
+
+/// Called by ggml for every node of a graph before it computes. Asks for nothing; notes buffers until told to stop.
+unsafe extern "C" fn note_cache(node: *mut sys::ggml_tensor, _ask: bool, cache: *mut c_void) -> bool {
+    // SAFETY: `cache` is what `Context::new` set, alive as long as the context; only shared references are made of it.
+    let Some(cache) = (unsafe { cache.cast::<CacheBuffers>().as_ref() }) else { return false };
+    if cache.closed.load(Ordering::Relaxed) {
+        return false;
+    }
+    // SAFETY: ggml passes a live node; sources and what they are views of live as long as the graph. The name is an
+    // array that ends in a NUL.
+    unsafe {
+        let Some(node) = node.as_ref() else { return false };
+        for source in node.src.iter().filter_map(|source| source.as_ref()) {
+            let root = source.view_src.as_ref().unwrap_or(source);
+            let name = CStr::from_ptr(root.name.as_ptr()).to_bytes();
+            let Some(buffer) = NonNull::new(root.buffer) else { continue };
+            let mut found = cache.found.lock();
+            if (name.starts_with(b"cache_k_l") || name.starts_with(b"cache_v_l")) && !found.contains(&buffer) {
+                found.push(buffer);
+            }
+        }
+    }
+    false
 }
 
 /// Threads that stay between steps; without it ggml starts new ones at every step.
