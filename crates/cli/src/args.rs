@@ -131,7 +131,7 @@ pub struct RunArgs {
     /// System message
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// 0 always takes the most probable token
+    /// 0 always takes the most probable token [default: 0.3]
     #[arg(long, value_name = "0..2", value_parser = temperature)]
     pub temperature: Option<f32>,
     /// Most tokens of an answer

@@ -15,6 +15,8 @@ use crate::{
 
 /// Largest answer that is kept, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Unless told: small models talk sense at it, and still not always the same.
+const TEMPERATURE: f32 = 0.3;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Message {
@@ -174,7 +176,8 @@ fn request_body(settings: &Settings, messages: &[Message]) -> Value {
         "stream_options": { "include_usage": true },
     });
     // A float widened to double would print as 0.800000011920929.
-    let temperature = settings.temperature.and_then(|value| value.to_string().parse::<f64>().ok());
+    let temperature =
+        settings.temperature.or(Some(TEMPERATURE)).and_then(|value| value.to_string().parse::<f64>().ok());
     let options = [
         ("temperature", temperature.map(Value::from)),
         ("max_tokens", settings.max_tokens.map(Value::from)),

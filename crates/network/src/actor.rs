@@ -213,6 +213,12 @@ impl Actor {
                 let id = self.swarm.behaviour_mut().kad.get_providers(dht_key(root));
                 self.discovery.ask(id, Query::Providers { found: Default::default(), reply });
             }
+            Command::Disconnect(node) => {
+                if let Some(peer) = address::peer_id(node) {
+                    // Not connected any more: that was wanted.
+                    let _ = self.swarm.disconnect_peer_id(peer);
+                }
+            }
             Command::Punish { node, reason, pause } => self.punish(node, &reason, pause),
         }
     }

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use libp2p::{
     Multiaddr, PeerId, autonat,
     core::ConnectedPoint,
-    multiaddr::Protocol,
     dcutr, gossipsub, identify,
     kad::{self, store::RecordStore},
-    mdns, ping, relay,
+    mdns,
+    multiaddr::Protocol,
+    ping, relay,
     swarm::{self, ConnectionId, SwarmEvent},
 };
 use opengrid_protocol::{
@@ -113,7 +114,7 @@ impl Actor {
                 self.closing.push(Instant::now() + RELAYED_GRACE, peer);
             }
             Arrival::Another if relayed => self.closing.push(Instant::now() + RELAYED_GRACE, peer),
-            Arrival::Another => {}
+            Arrival::Another => self.tell(NetworkEvent::ConnectedAgain(node)),
         }
         self.count_peers();
         for waiter in self.dialing.connected(&peer, id) {

@@ -63,6 +63,9 @@ const EVENTS_MAX: usize = 4_096;
 pub enum NetworkEvent {
     /// The first connection to this node.
     Connected(NodeId),
+    /// A further direct connection to a node that is connected already: a second path, or the node started anew while
+    /// its old connection still looked alive.
+    ConnectedAgain(NodeId),
     /// The last connection to this node is gone.
     Disconnected(NodeId),
     /// A direct path to this node appeared beside a relayed one, which is closed a second later.
@@ -115,6 +118,7 @@ enum Command {
     Provide { root: ModelRoot, reply: oneshot::Sender<Result<(), FollowError>> },
     StopProviding(ModelRoot),
     Providers { root: ModelRoot, reply: oneshot::Sender<Vec<NodeId>> },
+    Disconnect(NodeId),
     Punish { node: NodeId, reason: String, pause: Duration },
 }
 
@@ -286,6 +290,11 @@ impl Network {
             .await
             .map(Result::unwrap_or_default)
             .unwrap_or_default()
+    }
+
+    /// Closes all connections to a node; it may come back at once.
+    pub async fn disconnect(&self, node: NodeId) {
+        self.command(Command::Disconnect(node)).await;
     }
 
     /// Disconnects a node and refuses it for five minutes.

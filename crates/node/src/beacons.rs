@@ -1,6 +1,6 @@
 //! Telling and hearing who serves what: beacons by gossip, and directly between nodes that just met.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use opengrid_network::{Gossip, Network, PeerStream, Verdict};
 use opengrid_protocol::{
@@ -9,6 +9,7 @@ use opengrid_protocol::{
     codec,
     limits::{MODELS_PER_NODE_MAX, RECORD_BYTES_MAX},
 };
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -36,12 +37,16 @@ const INTERVAL_MAX: Duration = Duration::from_secs(120);
 /// What the beacons that this node forwards may cost, in bytes per second.
 const BUDGET_BYTES_PER_S: u64 = 2_000;
 const BEACON_BYTES: u64 = 300;
+/// Time for the closing of connections to be seen on both sides.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(4);
 const EXCHANGE_BYTES_MAX: usize = MODELS_PER_NODE_MAX * (RECORD_BYTES_MAX / 4);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Exchange {
     now_ms: u64,
+    /// Drawn at start: tells a node that was started anew from one that only has another connection.
+    instance: u64,
     /// Encoded [`Signed`] records.
     beacons: Vec<Vec<u8>>,
 }
@@ -75,6 +80,9 @@ pub struct Beacons {
     pub serving: Arc<Serving>,
     pub placement: Arc<Placement>,
     pub faults: FaultSink,
+    pub instance: u64,
+    /// Of the connected peers.
+    pub instances: Mutex<HashMap<NodeId, u64>>,
     pub skew: Arc<Skew>,
 }
 
@@ -167,6 +175,7 @@ impl Beacons {
             return (self.faults)(node, Fault::Malformed);
         };
         let midway_ms = sent_ms + clock::now_ms().saturating_sub(sent_ms) / 2;
+        self.reconnect_if_restarted(node, exchange.instance).await;
         self.skew.observe(node, exchange.now_ms as i64 - midway_ms as i64);
         for bytes in exchange.beacons.iter().take(MODELS_PER_NODE_MAX) {
             let fault = match Signed::from_bytes(bytes) {
@@ -179,10 +188,28 @@ impl Beacons {
         }
     }
 
+    /// A peer that was started anew while its old connection still looked alive knows nothing of our subscriptions
+    /// (gossipsub tells them on the first connection only): both begin anew.
+    async fn reconnect_if_restarted(&self, node: NodeId, instance: u64) {
+        let before = self.instances.lock().insert(node, instance);
+        if before.is_some_and(|before| before != instance) {
+            tracing::info!(peer = %node.short(), "the peer started anew: connecting anew");
+            self.network.disconnect(node).await;
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+            // The peer dials as well; one of the two succeeds.
+            let _ = self.network.dial_peer(node).await;
+        }
+    }
+
+    /// The node's last connection closed.
+    pub fn node_left(&self, node: NodeId) {
+        self.instances.lock().remove(&node);
+    }
+
     /// The other side of [`Beacons::ask`].
     pub async fn answer(&self, mut stream: PeerStream) {
         let beacons = self.signed_beacons(&mut INTERVAL.clone()).into_iter().map(|(_, bytes)| bytes).collect();
-        let exchange = codec::encode(&Exchange { now_ms: clock::now_ms(), beacons });
+        let exchange = codec::encode(&Exchange { now_ms: clock::now_ms(), instance: self.instance, beacons });
         let _ = timeout(EXCHANGE_TIMEOUT, async {
             write_frame(&mut stream, &exchange).await.ok()?;
             stream.shutdown().await.ok()

@@ -17,6 +17,7 @@ mod loading;
 mod metrics;
 mod node;
 pub mod placement;
+mod proof;
 pub mod routing;
 pub mod runtime;
 pub mod serving;

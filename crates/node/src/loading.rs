@@ -13,6 +13,7 @@ use opengrid_models::{
 use crate::{
     config::{EngineKind, Role, Serve},
     node::Node,
+    proof,
     start::StartError,
 };
 
@@ -55,7 +56,7 @@ pub fn spawn(node: &Arc<Node>, serve: Option<Vec<ModelEntry>>) {
 /// A file that cannot be had now may come with the next peer; what else fails stays failed.
 async fn load_patiently(node: &Arc<Node>, entry: &ModelEntry) {
     let mut pause = FETCH_PAUSE_MIN;
-    while let Err(why) = fetch(node, entry).await {
+    while let Err(why) = fetch_and_prove(node, entry).await {
         tracing::warn!(model = entry.id, why, "not fetched; trying again soon");
         node.serving.failed(entry.root(), &entry.id, format!("{why}; trying again in {} s", pause.as_secs()));
         tokio::time::sleep(pause).await;
@@ -67,6 +68,14 @@ async fn load_patiently(node: &Arc<Node>, entry: &ModelEntry) {
         tracing::error!(model = entry.id, why, "not served");
         node.serving.failed(entry.root(), &entry.id, why);
     }
+}
+
+async fn fetch_and_prove(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {
+    fetch(node, entry).await?;
+    node.serving.preparing(entry.root(), &entry.id, "verifying".into());
+    let (store, root) = (node.store.clone(), entry.root());
+    let proven = tokio::task::spawn_blocking(move || proof::prove(&store, root)).await;
+    proven.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 async fn load(node: &Arc<Node>, entry: &ModelEntry) -> Result<(), String> {

@@ -49,6 +49,8 @@ pub struct Lease {
     pub class: Class,
     /// How long the worker may take to show progress, by what it says of its speed.
     pub progress_within: Duration,
+    /// The same once tokens flow.
+    pub token_within: Duration,
     open: Arc<Mutex<HashMap<NodeId, u32>>>,
 }
 
@@ -65,8 +67,11 @@ impl Drop for Lease {
 }
 
 /// A worker that runs a session shows progress within four times its prefill estimate, between these bounds.
-const PROGRESS_MIN: Duration = Duration::from_secs(15);
+const PROGRESS_MIN: Duration = Duration::from_secs(8);
 const PROGRESS_MAX: Duration = Duration::from_secs(300);
+/// Silence in mid-answer that no load explains: the time of so many tokens of a lone stream, and at least this long.
+const TOKENS_OF_SILENCE: u64 = 64;
+const TOKEN_SILENCE_MIN: Duration = Duration::from_millis(2_500);
 /// How long a worker that did not answer comes last.
 const SUSPICION: Duration = Duration::from_secs(5);
 /// As long as the network refuses a punished node.
@@ -112,14 +117,16 @@ impl Placement {
             candidates.retain(is_same);
         }
         let chosen = routing::choose(&candidates, tokens.len() as u32, rand::random())?;
-        let Candidate { node, class, prefill_millitokens_per_s, .. } = candidates[chosen];
+        let Candidate { node, class, prefill_millitokens_per_s, decode_millitokens_per_s, .. } = candidates[chosen];
         let prefill_ms = tokens.len() as u64 * 1_000_000 / u64::from(prefill_millitokens_per_s.max(1));
         let progress_within = PROGRESS_MIN.max(Duration::from_millis(prefill_ms * 4)).min(PROGRESS_MAX);
+        let token_ms = TOKENS_OF_SILENCE * 1_000_000 / u64::from(decode_millitokens_per_s.max(1));
+        let token_within = TOKEN_SILENCE_MIN.max(Duration::from_millis(token_ms)).min(PROGRESS_MAX);
         if let Some(key) = affinity_key {
             self.remember_key(key, node);
         }
         *self.open.lock().entry(node).or_insert(0) += 1;
-        Some(Lease { worker: node, class, progress_within, open: self.open.clone() })
+        Some(Lease { worker: node, class, progress_within, token_within, open: self.open.clone() })
     }
 
     fn prefer_unsuspected(&self, candidates: &mut Vec<Candidate>) {

@@ -96,6 +96,8 @@ impl Node {
             serving: serving.clone(),
             placement: placement.clone(),
             faults: faults.clone(),
+            instance: rand::random(),
+            instances: Mutex::default(),
             skew: skew.clone(),
         });
         let content =
@@ -296,7 +298,7 @@ async fn punish(node: Arc<Node>, mut reports: mpsc::Receiver<(NodeId, Fault)>) {
 async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent>) {
     while let Some(Some(event)) = node.cancel.run_until_cancelled(events.recv()).await {
         match event {
-            NetworkEvent::Connected(peer) => {
+            NetworkEvent::Connected(peer) | NetworkEvent::ConnectedAgain(peer) => {
                 node.placement.node_came(peer);
                 node.spawn(|node| async move {
                     node.cancel.run_until_cancelled(node.beacons.ask(peer)).await;
@@ -304,6 +306,7 @@ async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent
             }
             NetworkEvent::Disconnected(peer) => {
                 node.placement.node_left(peer);
+                node.beacons.node_left(peer);
                 node.skew.forget(peer);
             }
             NetworkEvent::Gossip(gossip) => node.beacons.heard(gossip.topic, &gossip.bytes),

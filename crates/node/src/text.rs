@@ -20,6 +20,8 @@ pub struct NodeText {
     vocabulary: Arc<Vocabulary>,
     tasks: TaskTracker,
     headers: Headers,
+    /// Of the longest piece: bounds from below how many tokens a text has, without tokenizing it.
+    piece_bytes_max: usize,
 }
 
 impl NodeText {
@@ -34,7 +36,9 @@ impl NodeText {
         let vocabulary = Vocabulary::start(program, vocabulary_file)
             .await
             .map_err(|error| GridError::Internal(format!("the tokenizer does not start: {error}")))?;
-        Ok(Self { vocabulary: Arc::new(vocabulary), tasks, headers })
+        let longest = (0..vocabulary.info().size).map(|token| vocabulary.piece(token).len()).max();
+        let piece_bytes_max = longest.unwrap_or(1).max(1);
+        Ok(Self { vocabulary: Arc::new(vocabulary), tasks, headers, piece_bytes_max })
     }
 }
 
@@ -57,9 +61,19 @@ const PIECE_BYTES_TYPICAL: usize = 4;
 #[async_trait]
 impl TextModel for NodeText {
     async fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, GridError> {
+        let tokens_min = u32::try_from(text.len() / self.piece_bytes_max).unwrap_or(u32::MAX);
+        if tokens_min > self.headers.trained_context {
+            return Err(GridError::ContextOverflow { limit: self.headers.trained_context, needed: tokens_min });
+        }
         let (vocabulary, text) = (self.vocabulary.clone(), text.to_owned());
         // In a task of its own: a client that hangs up meanwhile must not cost the others the tokenizer process.
-        let work = async move { vocabulary.tokenize(&text, add_special, parse_special).await };
+        let work = async move {
+            match vocabulary.tokenize(&text, add_special, parse_special).await {
+                // It died between two texts, not over this one: a new process takes it.
+                Err(VocabularyError::Died) => vocabulary.tokenize(&text, add_special, parse_special).await,
+                tokens => tokens,
+            }
+        };
         match self.tasks.spawn(work).await {
             Ok(tokens) => tokens.map_err(|error| self.text_error(error)),
             Err(error) => Err(GridError::Internal(format!("tokenizer: {error}"))),

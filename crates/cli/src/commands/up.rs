@@ -17,22 +17,28 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use self::stop::Signals;
-use crate::{config::Config, context::Context, output};
+use crate::{config::Config, context::Context, open_files, output};
 
 /// What closing engines, files and sockets may take beyond the grace time.
 const CLOSING_MAX: Duration = Duration::from_secs(10);
+
+/// Open files that are not for HTTP clients: peers, models, engines.
+const FILES_KEPT: u64 = 768;
+const CONNECTIONS_MIN: usize = 64;
 
 /// # Errors
 /// When the port is taken, another node uses the home, or the node cannot start.
 pub async fn run(context: &Context) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     refuse_second_node(context)?;
+    let connections_max = open_files::raise().saturating_sub(FILES_KEPT) as usize;
     let config = &context.settings.config;
     let listener = bind(config.api.listen).await?;
     let address = listener.local_addr().context("the API's address is unknown")?;
     let node = Node::start(node_config::of(context, address)?).await?;
     let closing = CancellationToken::new();
-    let mut gateway = tokio::spawn(serve(listener, node.clone(), gateway_config(config, &node), closing.clone()));
+    let mut gateway =
+        tokio::spawn(serve(listener, node.clone(), gateway_config(config, &node, connections_max), closing.clone()));
     announce(&node.status(), context.json)?;
     let loading = tokio::spawn(loading::show(node.clone(), closing.clone()));
     let ended = tokio::select! {
@@ -83,14 +89,16 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-fn gateway_config(config: &Config, node: &Node) -> GatewayConfig {
+fn gateway_config(config: &Config, node: &Node, connections_max: usize) -> GatewayConfig {
+    let defaults = GatewayConfig::default();
     GatewayConfig {
+        connections_max: defaults.connections_max.min(connections_max.max(CONNECTIONS_MIN)),
         local_token: node.token().to_owned(),
         allowed_hosts: config.api.hosts.clone(),
         body_bytes_max: config.limits.body_kb as usize * 1024,
         requests_max: config.limits.requests as usize,
         grace: Duration::from_secs(config.node.grace_seconds),
-        ..GatewayConfig::default()
+        ..defaults
     }
 }
 

@@ -22,7 +22,7 @@ pub async fn handle(State(gateway): State<SharedGateway>, request: Request) -> R
 pub async fn generate(gateway: &Gateway, request: Request, api: Api) -> Result<Response, ApiError> {
     let came = Instant::now();
     let (options, generation) = {
-        let _memory = reserve_body(gateway, announced_length(request.headers())).await?;
+        let _memory = reserve_body(gateway, announced_length(request.headers()))?;
         let request: GenerationRequest = read_json(request, gateway.config.body_bytes_max).await?;
         prepare::place(gateway, request, api, came).await?
     };
@@ -40,13 +40,14 @@ pub async fn generate(gateway: &Gateway, request: Request, api: Api) -> Result<R
     Ok(response)
 }
 
-/// Waits until the body fits into the memory that all bodies share.
-async fn reserve_body<'a>(
+/// Takes room in the memory that all bodies share, or refuses at once: slow senders must not make others wait.
+fn reserve_body<'a>(
     gateway: &'a Gateway,
     announced: Option<u64>,
 ) -> Result<tokio::sync::SemaphorePermit<'a>, ApiError> {
     let bytes_max = gateway.config.body_bytes_max as u64;
     let bytes = announced.unwrap_or(bytes_max).min(bytes_max);
     let kibibytes = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-    gateway.bodies.acquire_many(kibibytes).await.map_err(|_| ApiError::overloaded("this gateway is shutting down"))
+    let full = |_| ApiError::overloaded("too many large requests arrive at once: try again in a second");
+    gateway.bodies.try_acquire_many(kibibytes).map_err(full)
 }

@@ -212,9 +212,10 @@ impl AnswerTask {
     async fn follow(&mut self, session: &mut LinkSession, lease: &Lease, progress: &mut Progress) -> Attempt {
         let mut accepted = false;
         let mut patience = ACCEPT_TIMEOUT;
+        let mut flowing = false;
         loop {
             let received = timeout(patience, session.messages.recv()).await.ok().flatten();
-            patience = lease.progress_within;
+            patience = if flowing { lease.token_within } else { lease.progress_within };
             let Some(message) = received else {
                 return Attempt::Failed { busy: false };
             };
@@ -235,6 +236,8 @@ impl AnswerTask {
                         self.placement.report(lease.worker, Fault::WrongTokens);
                         return Attempt::Failed { busy: false };
                     }
+                    flowing = true;
+                    patience = lease.token_within;
                     progress.tokens.extend(tokens.iter().map(|out| out.token));
                     if self.events.send(AnswerEvent::Tokens(tokens)).await.is_err() {
                         return Attempt::Abandoned;
