@@ -1,6 +1,10 @@
 //! Telling and hearing who serves what: beacons by gossip, and directly between nodes that just met.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use opengrid_network::{Gossip, Network, PeerStream, Verdict};
 use opengrid_protocol::{
@@ -37,6 +41,9 @@ const INTERVAL_MAX: Duration = Duration::from_secs(120);
 /// What the beacons that this node forwards may cost, in bytes per second.
 const BUDGET_BYTES_PER_S: u64 = 2_000;
 const BEACON_BYTES: u64 = 300;
+/// Pause between two rounds of questions to peers without beacons, and how many are asked in a round.
+const QUIET_PAUSE: Duration = Duration::from_secs(2);
+const QUIET_AT_ONCE: usize = 2;
 /// Time for the closing of connections to be seen on both sides.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -186,6 +193,27 @@ impl Beacons {
                 return (self.faults)(node, fault);
             }
         }
+    }
+
+    /// Asks the connected peers of whom no beacon lives, a few at a time, in turn: gossip may not have found its way yet,
+    /// and one that serves nothing now may serve something soon.
+    pub async fn ask_the_quiet_until(&self, cancel: CancellationToken) {
+        let mut turn = 0_usize;
+        while cancel.run_until_cancelled(tokio::time::sleep(QUIET_PAUSE)).await.is_some() {
+            let quiet = self.quiet_peers();
+            for _ in 0..QUIET_AT_ONCE.min(quiet.len()) {
+                let peer = quiet[turn % quiet.len()];
+                turn = turn.wrapping_add(1);
+                cancel.run_until_cancelled(self.ask(peer)).await;
+            }
+        }
+    }
+
+    fn quiet_peers(&self) -> Vec<NodeId> {
+        let directory = self.placement.directory.lock();
+        let heard: HashSet<NodeId> = directory.live(clock::monotonic_ms()).map(|(node, _)| node).collect();
+        drop(directory);
+        self.network.peers().into_iter().map(|peer| peer.node).filter(|node| !heard.contains(node)).collect()
     }
 
     /// A peer that was started anew while its old connection still looked alive knows nothing of our subscriptions

@@ -194,6 +194,7 @@ impl Node {
         self.spawn(|node| follow_network(node, network_events));
         self.spawn(|node| punish(node, fault_reports));
         self.spawn(|node| async move { node.beacons.publish_until(node.cancel.clone()).await });
+        self.spawn(|node| async move { node.beacons.ask_the_quiet_until(node.cancel.clone()).await });
         self.spawn(discovery::run);
         self.spawn(|node| forget_old_keys(node, ring));
         Ok(())

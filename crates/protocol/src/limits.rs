@@ -43,6 +43,6 @@ pub const SEALING_KEY_LIFE_MS: u64 = 3_600_000;
 /// An expired sealing key still opens what was sealed to it for this time, in milliseconds.
 pub const SEALING_KEY_OVERLAP_MS: u64 = 300_000;
 /// While a session runs, the worker sends something (a token, a queue position, a heartbeat) at least this often.
-pub const HEARTBEAT_MS: u64 = 250;
+pub const HEARTBEAT_MS: u64 = 150;
 /// The gateway gives a worker up after this long without any frame from it while a session runs.
-pub const SILENCE_MS_MAX: u64 = 1_200;
+pub const SILENCE_MS_MAX: u64 = 800;
