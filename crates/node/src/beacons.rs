@@ -247,6 +247,7 @@ impl Beacons {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

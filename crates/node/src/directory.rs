@@ -114,6 +114,7 @@ impl Directory {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use opengrid_protocol::beacon::Class;
 

@@ -171,6 +171,7 @@ impl RouteState {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use opengrid_protocol::{ModelRoot, Sampling};
 
