@@ -110,5 +110,6 @@ def test_symmetric_nats_stay_on_the_relay():
             time.sleep(0.25)
         more = grown(meeting, meeting.ask_all)
         assert meeting.path() == "relayed"
-        assert more["direct"] == 0 and more["relayed"] > 0, more
+        # A few bytes go to the public node itself, whose beacons are asked for; the answers are thousands.
+        assert more["direct"] < 500 < more["relayed"], more
         assert more["public"] > more["relayed"], "the relay counts what it carries"

@@ -61,9 +61,11 @@ impl Peer {
         self.connections.iter().any(|connection| connection.relayed)
     }
 
-    /// The oldest direct connection (young ones may be short AutoNAT probes), else the youngest relayed one.
+    /// The direct connection that was heard last (another may belong to a process that is gone), else the youngest
+    /// relayed one.
     pub fn best_connection(&self) -> Option<ConnectionId> {
-        let direct = self.connections.iter().find(|connection| !connection.relayed);
+        let direct = self.connections.iter().filter(|connection| !connection.relayed);
+        let direct = direct.max_by_key(|connection| connection.heard);
         direct.or(self.connections.last()).map(|connection| connection.id)
     }
 

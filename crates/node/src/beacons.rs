@@ -43,10 +43,12 @@ const BUDGET_BYTES_PER_S: u64 = 2_000;
 const BEACON_BYTES: u64 = 300;
 /// Pause between two rounds of questions to peers without beacons, and how many are asked in a round.
 const QUIET_PAUSE: Duration = Duration::from_secs(2);
+/// A worker that gossip does not bring is asked before its last beacon ends.
+const QUIET_MS: u64 = 4_500;
 const QUIET_AT_ONCE: usize = 2;
 /// Time for the closing of connections to be seen on both sides.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(4);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(2);
 const EXCHANGE_BYTES_MAX: usize = MODELS_PER_NODE_MAX * (RECORD_BYTES_MAX / 4);
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -177,6 +179,7 @@ impl Beacons {
             let bytes = read_frame(&mut stream, EXCHANGE_BYTES_MAX).await.ok()??;
             Some((bytes, sent_ms))
         });
+        // No answer: the peer is asked again in its turn.
         let Ok(Some((bytes, sent_ms))) = asked.await else { return };
         let Ok(exchange) = codec::decode::<Exchange>(&bytes, EXCHANGE_BYTES_MAX) else {
             return (self.faults)(node, Fault::Malformed);
@@ -195,7 +198,7 @@ impl Beacons {
         }
     }
 
-    /// Asks the connected peers of whom no beacon lives, a few at a time, in turn: gossip may not have found its way yet,
+    /// Asks the connected peers of whom no beacon came lately, a few at a time, in turn: gossip may not have found its way yet,
     /// and one that serves nothing now may serve something soon.
     pub async fn ask_the_quiet_until(&self, cancel: CancellationToken) {
         let mut turn = 0_usize;
@@ -211,7 +214,7 @@ impl Beacons {
 
     fn quiet_peers(&self) -> Vec<NodeId> {
         let directory = self.placement.directory.lock();
-        let heard: HashSet<NodeId> = directory.live(clock::monotonic_ms()).map(|(node, _)| node).collect();
+        let heard: HashSet<NodeId> = directory.heard_within(QUIET_MS, clock::monotonic_ms()).collect();
         drop(directory);
         self.network.peers().into_iter().map(|peer| peer.node).filter(|node| !heard.contains(node)).collect()
     }

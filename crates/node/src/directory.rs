@@ -107,6 +107,12 @@ impl Directory {
             .map(|((_, node), known)| (*node, &known.beacon))
     }
 
+    /// Nodes of whom a beacon came within the last `within_ms`.
+    pub fn heard_within(&self, within_ms: u64, now_ms: u64) -> impl Iterator<Item = NodeId> {
+        let recent = move |known: &Known| known.is_live(now_ms) && now_ms < known.heard_ms.saturating_add(within_ms);
+        self.workers.iter().filter(move |(_, known)| recent(known)).map(|((_, node), _)| *node)
+    }
+
     /// Drops what expired long ago.
     pub fn prune(&mut self, now_ms: u64) {
         self.workers.retain(|_, known| now_ms < known.heard_ms + known.beacon.life_ms + TOMBSTONE_MS);
