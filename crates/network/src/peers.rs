@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(table.count_by_path(), (0, 1));
         assert_eq!(table.opened(peer, node, connection(2, false)), Arrival::DirectPath);
         assert_eq!(table.opened(peer, node, connection(3, false)), Arrival::Another);
-        assert_eq!(table.get(&peer).unwrap().best_connection(), Some(ConnectionId::new_unchecked(2)));
+        assert_eq!(table.get(&peer).unwrap().best_connection(), Some(ConnectionId::new_unchecked(3)));
         assert!(!table.closed(&peer, ConnectionId::new_unchecked(1)));
         assert!(!table.closed(&peer, ConnectionId::new_unchecked(2)));
         assert!(table.closed(&peer, ConnectionId::new_unchecked(3)));
