@@ -1,5 +1,5 @@
-//! Which worker gets a session: power of two choices (Mitzenmacher 2001) over live beacons, by the estimated time to
-//! the end of the answer, with the worker that holds the prompt's prefix always among the compared. Pure: the random
+//! Which worker gets a session: power of two choices (Mitzenmacher 2001) over live beacons, weighted by the estimated
+//! time to the end of the answer; a worker that holds the prompt's prefix is always among the compared. Pure: the random
 //! number and the time come in; integers only.
 
 use std::{collections::VecDeque, time::Duration};
@@ -45,18 +45,30 @@ pub fn estimated_us(candidate: &Candidate, prompt_tokens: u32) -> u64 {
 }
 
 /// The position of the chosen candidate, `None` without any. `random` must be uniform.
-pub fn choose(candidates: &[Candidate], prompt_tokens: u32, random: u64) -> Option<usize> {
-    let count = candidates.len() as u64;
+pub fn choose(candidates: &[Candidate], prompt_tokens: u32, random: [u32; 3]) -> Option<usize> {
+    let count = candidates.len();
     if count == 0 {
         return None;
     }
-    let first = (random % count) as usize;
-    let second = ((random >> 32) % count.saturating_sub(1).max(1) + 1 + first as u64) as usize % candidates.len();
-    let cached = (0..candidates.len()).max_by_key(|&i| candidates[i].cached_tokens);
-    [Some(first), Some(second), cached.filter(|&i| candidates[i].cached_tokens > 0)]
-        .into_iter()
-        .flatten()
-        .min_by_key(|&i| (estimated_us(&candidates[i], prompt_tokens), candidates[i].node))
+    let [first, step, draw] = random;
+    let first = first as usize % count;
+    let second = (first + 1 + step as usize % (count - 1).max(1)) % count;
+    let estimate = |i: usize| estimated_us(&candidates[i], prompt_tokens);
+    let holder = (0..count).max_by_key(|&i| candidates[i].cached_tokens).filter(|&i| candidates[i].cached_tokens > 0);
+    if let Some(holder) = holder {
+        return [holder, first, second].into_iter().min_by_key(|&i| estimate(i));
+    }
+    let (better, other) = if estimate(second) < estimate(first) { (second, first) } else { (first, second) };
+    Some(if takes_share(estimate(better), estimate(other), draw) { other } else { better })
+}
+
+/// Whether the slower of two gets this session. Estimates are as rough as the speeds they rest on: equals share evenly,
+/// one that is slower by half gets nothing, in between the share falls in proportion. Always taking the better would
+/// starve a newcomer that measured itself in a busy moment.
+fn takes_share(better_us: u64, other_us: u64, draw: u32) -> bool {
+    let better = u128::from(better_us.max(1));
+    let lead = (better + better / 2).saturating_sub(u128::from(other_us));
+    u128::from(draw) * better < lead << 32
 }
 
 /// Remembers which worker saw which prompt last, so that its KV cache is used again. Hashes never leave the gateway.
@@ -69,8 +81,8 @@ pub struct Affinity {
 const AFFINITY_ENTRIES_MAX: usize = 256;
 /// Tokens remembered of each.
 const AFFINITY_TOKENS_MAX: usize = 4_096;
-/// A shorter common prefix (the template's head, say) attracts nobody.
-const AFFINITY_TOKENS_MIN: usize = 16;
+/// A shorter common prefix (the template's head, which all conversations share) attracts nobody.
+const AFFINITY_TOKENS_MIN: usize = 48;
 
 impl Affinity {
     pub fn remember(&mut self, node: NodeId, tokens: &[Token]) {
@@ -119,11 +131,19 @@ mod tests {
         }
     }
 
+    fn draws(count: u64) -> impl Iterator<Item = [u32; 3]> {
+        let mixed = |i: u64| {
+            let mixed = (i ^ (i >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            ((mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32) as u32
+        };
+        (0..count).map(move |i| [mixed(3 * i + 1), mixed(3 * i + 2), mixed(3 * i + 3)])
+    }
+
     #[test]
     fn nobody_is_chosen_from_nobody_and_the_only_one_always() {
-        assert_eq!(choose(&[], 10, 7), None);
-        for random in [0, 1, u64::MAX, 0x1234_5678_9abc_def0] {
-            assert_eq!(choose(&[candidate(1)], 10, random), Some(0));
+        assert_eq!(choose(&[], 10, [7; 3]), None);
+        for random in [0, 1, u32::MAX, 0x1234_5678] {
+            assert_eq!(choose(&[candidate(1)], 10, [random; 3]), Some(0));
         }
     }
 
@@ -131,43 +151,51 @@ mod tests {
     fn of_two_the_idle_the_faster_and_the_nearer_win() {
         let busy = Candidate { slots_busy: 4, queued: 2, ..candidate(1) };
         let slow = Candidate { decode_millitokens_per_s: 10_000, ..candidate(1) };
-        let far = Candidate { rtt: Some(Duration::from_millis(300)), ..candidate(1) };
+        let far = Candidate { rtt: Some(Duration::from_millis(900)), ..candidate(1) };
         for worse in [busy, slow, far] {
-            for random in (0..64u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
+            for random in draws(64) {
                 assert_eq!(choose(&[worse.clone(), candidate(2)], 10, random), Some(1), "{worse:?}");
             }
         }
     }
 
+    /// The times that each of `workers` is chosen in 6,000 draws.
+    fn counts(workers: &[Candidate]) -> Vec<u32> {
+        let mut counts = vec![0; workers.len()];
+        draws(6_000).for_each(|random| counts[choose(workers, 10, random).unwrap()] += 1);
+        counts
+    }
+
     #[test]
-    fn load_spreads_over_equals() {
-        let workers: Vec<_> = (0..8).map(candidate).collect();
-        let mut counts = [0; 8];
-        for i in 0..800u64 {
-            let random = i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) ^ i.wrapping_mul(0xd134_2543_de82_ef95);
-            counts[choose(&workers, 10, random).unwrap()] += 1;
-        }
-        // Equals are told apart by id, so of a pair the lower wins: the last gets least but is still compared.
-        assert!(counts[..7].iter().all(|&count| count > 10), "{counts:?}");
+    fn equals_share_evenly() {
+        let counts = counts(&(0..8).map(candidate).collect::<Vec<_>>());
+        assert!(counts.iter().all(|count| (600..900).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn the_slower_gets_less_and_is_not_starved_by_a_rough_measure() {
+        let slower = Candidate { decode_millitokens_per_s: 80_000, ..candidate(3) };
+        let counts = counts(&[candidate(1), candidate(2), slower]);
+        assert!(counts[2] > 600 && counts[2] < counts[0] * 3 / 4 && counts[2] < counts[1] * 3 / 4, "{counts:?}");
     }
 
     #[test]
     fn a_held_prefix_attracts_until_its_holder_is_overloaded() {
         let mut workers: Vec<_> = (0..16).map(candidate).collect();
         workers[11].cached_tokens = 900;
-        assert!((0..32).all(|random| choose(&workers, 1_000, random) == Some(11)));
+        assert!(draws(32).all(|random| choose(&workers, 1_000, random) == Some(11)));
         workers[11].slots_busy = 4;
         workers[11].queued = 12;
-        assert!((0..32).all(|random| choose(&workers, 1_000, random) != Some(11)));
+        assert!(draws(32).all(|random| choose(&workers, 1_000, random) != Some(11)));
     }
 
     #[test]
     fn affinity_remembers_the_longest_prefix_per_node() {
         let mut affinity = Affinity::default();
         let prompt: Vec<Token> = (0..100).collect();
-        affinity.remember(NodeId([1; 32]), &prompt[..40]);
+        affinity.remember(NodeId([1; 32]), &prompt[..50]);
         affinity.remember(NodeId([1; 32]), &prompt[..60]);
-        affinity.remember(NodeId([2; 32]), &prompt[..10]);
+        affinity.remember(NodeId([2; 32]), &prompt[..40]);
         assert_eq!(affinity.cached_tokens(NodeId([1; 32]), &prompt), 60);
         assert_eq!(affinity.cached_tokens(NodeId([2; 32]), &prompt), 0, "too short to matter");
         affinity.forget(NodeId([1; 32]));
