@@ -48,7 +48,8 @@ pub struct StepLimits {
     pub batch: usize,
     /// Prefill while no other slot decodes.
     pub prefill: usize,
-    /// Prefill while others decode: bounds how long they stall.
+    /// Prefill while others decode: bounds how long they stall. So many times as much when so many times more prompts
+    /// wait than streams decode: the many wait no less than the few.
     pub prefill_amid_decoding: usize,
 }
 
@@ -185,9 +186,12 @@ impl Batcher {
                 decoding += 1;
             }
         }
-        let prefill = if decoding > 0 { limits.prefill_amid_decoding } else { limits.prefill };
-        let mut room = limits.batch.saturating_sub(decoding).min(prefill.max(1));
         let mut prompts: Vec<usize> = (0..self.slots.len()).filter(|&i| self.slots[i].prefills()).collect();
+        let prefill = match prompts.len().checked_div(decoding) {
+            Some(waiting) => (limits.prefill_amid_decoding * waiting.max(1)).min(limits.prefill),
+            None => limits.prefill,
+        };
+        let mut room = limits.batch.saturating_sub(decoding).min(prefill.max(1));
         if let Some(oldest) = prompts.iter().copied().min_by_key(|&i| self.order(i)) {
             prompts.sort_by_key(|&i| (self.slots[i].pending(), self.order(i)));
             let first = std::iter::once((oldest, room.div_ceil(2)));

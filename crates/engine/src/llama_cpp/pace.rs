@@ -22,8 +22,10 @@ const REST_MIN_S: f64 = 0.25;
 const REST_MAX_S: f64 = 8.0;
 /// After fewer threads were better.
 const REST_FEWER_S: f64 = 2.0;
-/// A trial that cost time is followed by so many times as long without one, within bounds.
-const REST_PER_COST: f64 = 30.0;
+/// A trial that cost time is followed by so many times as long without one, within bounds: of more threads, of fewer
+/// (which only a machine that was slow from the start gains by: one that becomes slow is noticed without).
+const REST_PER_COST_MORE: f64 = 30.0;
+const REST_PER_COST_FEWER: f64 = 100.0;
 const REST_COST_MAX_S: f64 = 30.0;
 /// Weight of the newest step in the mean.
 const NEWEST: f64 = 0.125;
@@ -124,16 +126,18 @@ impl Pace {
     }
 
     fn judge(&mut self, trial: Trial) {
-        let wanted = self.mean.seconds * GAIN;
-        let hopeless = trial.seconds > wanted * f64::from(TRIAL_STEPS);
+        let usual = self.mean.seconds * f64::from(trial.steps);
+        let hopeless =
+            trial.seconds > self.mean.seconds * GAIN * f64::from(TRIAL_STEPS) || trial.seconds > usual * SLOWDOWN;
         if trial.steps < TRIAL_STEPS && !hopeless {
             self.trial = Some(trial);
             return;
         }
         self.rested_s = 0.0;
         if hopeless {
-            let cost = trial.seconds - self.mean.seconds * f64::from(trial.steps);
-            self.rest_s = (self.rest_s * 2.0).min(REST_MAX_S).max((cost * REST_PER_COST).min(REST_COST_MAX_S));
+            let per_cost = if trial.level > self.level { REST_PER_COST_FEWER } else { REST_PER_COST_MORE };
+            let cost = trial.seconds - usual;
+            self.rest_s = (self.rest_s * 2.0).min(REST_MAX_S).max((cost * per_cost).min(REST_COST_MAX_S));
         } else {
             self.rest_s = if trial.level > self.level { REST_FEWER_S } else { REST_MIN_S };
             self.level = trial.level;
