@@ -107,9 +107,9 @@ def measure_class(name, ours, theirs, rounds, say):
         say(f"{name}: one stream, {label}")
         pair = interleaved(ours, theirs, rounds, decode_speed(sampling))
         yield share(f"{name}: decode, 1 stream, {label}", *pair, "tok/s", at_least=0.97)
-    for words, count in ((40, 3 * rounds), (400, rounds)):
+    for words in (40, 400):
         say(f"{name}: time to first token, cold, {words} words")
-        pair = interleaved(ours, theirs, count, first_token_cold_ms(words))
+        pair = interleaved(ours, theirs, 3 * rounds, first_token_cold_ms(words))
         yield extra(f"{name}: time to first token p50, cold, {words} words", *pair, "ms", at_most=5)
     say(f"{name}: time to first token, warm")
     conversations = {}
