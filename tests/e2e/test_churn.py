@@ -72,6 +72,21 @@ def test_a_returning_node_is_found_without_an_invite(grid):
     assert worker.peer_id in gateway.connected()
 
 
+def test_a_killed_node_that_comes_back_gets_work(grid):
+    """kill -9, and the same home again before the others have missed it; only the peer cache knows the way."""
+    gateway, _, worker = grid.nodes
+    wait_until("both workers answered", lambda: chat(gateway, str(time.monotonic())).headers["x-opengrid-worker"]
+               == worker.peer_id, 20, every_s=0.01)
+    worker.kill()
+    time.sleep(1.5)
+    joined = worker.options.index("--join")
+    del worker.options[joined : joined + 2]
+    started = time.monotonic()
+    worker.start(wait=False)
+    wait_until("it answers again", lambda: chat(gateway, str(time.monotonic())).headers["x-opengrid-worker"]
+               == worker.peer_id, started + JOIN_S - time.monotonic(), every_s=0.01)
+
+
 def chat(node, salt=""):
     body = {"model": MODEL, "messages": [{"role": "user", "content": f"{salt} Say hello."}], "max_tokens": 2}
     return client.stream(node.url, "/v1/chat/completions", body)

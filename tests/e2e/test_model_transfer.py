@@ -5,7 +5,7 @@ import pathlib
 import tempfile
 
 import client
-from grid import MODEL, Grid, model_file
+from grid import MODEL, Grid, model_file, run
 
 NO_OTHER_SOURCE = {"OPENGRID_MODELS_SOURCES": "peers"}
 
@@ -33,6 +33,20 @@ def test_a_gateway_with_an_empty_store_gets_the_vocabulary_alone():
         answered = ask(gateway)
         assert answered.complete and "Paris" in answered.text
         assert blobs(empty) == [], "the gateway did not fetch the weights"
+
+
+def test_pull_through_a_running_node_asks_its_peers():
+    with Grid() as grid, tempfile.TemporaryDirectory(prefix="opengrid-empty-") as empty:
+        worker = grid.add("worker", serve=MODEL)
+        node = grid.add("node", join=worker, models_dir=empty, env=NO_OTHER_SOURCE)
+        grid.wait_for_workers(1, at=node)
+        pulled = run("pull", MODEL, "--home", str(node.home), "--json", env=node.env)
+        assert pulled.returncode == 0, pulled.stderr
+        assert "from peers" in pulled.stderr
+        (file,) = blobs(empty)
+        assert sha256(file) == sha256(model_file())
+        again = run("pull", MODEL, "--home", str(node.home), env=node.env)
+        assert again.returncode == 0 and "already" in again.stdout, again.stderr
 
 
 def ask(node):

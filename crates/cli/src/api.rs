@@ -11,7 +11,7 @@ use crate::{
     args::TargetArgs,
     errors::usage,
     output::clean,
-    runtime::{Runtime, RuntimeError},
+    runtime::{self, Runtime, RuntimeError},
 };
 
 /// Largest answer that is read, in bytes.
@@ -47,7 +47,7 @@ impl Api {
     pub fn of(target: &TargetArgs, home: &Path) -> anyhow::Result<Self> {
         match &target.api {
             Some(url) => Self::at(url),
-            None => Ok(Self::of_runtime(&Runtime::read(home)?)?),
+            None => Ok(Self::of_runtime(&runtime::read(home)?)?),
         }
     }
 
@@ -56,7 +56,7 @@ impl Api {
     /// # Errors
     /// When its runtime file cannot be read.
     pub fn of_home(home: &Path) -> anyhow::Result<Option<Self>> {
-        match Runtime::read(home) {
+        match runtime::read(home) {
             Ok(runtime) => Self::of_runtime(&runtime).map(Some),
             Err(RuntimeError::NotRunning { .. }) => Ok(None),
             Err(error) => Err(error.into()),
@@ -100,20 +100,25 @@ impl Api {
     /// # Errors
     /// As [`Api::get`].
     pub async fn change(&self, path: &str, body: &Value) -> anyhow::Result<()> {
-        let mut request = self.client.post(self.join(path)?).json(body).timeout(REQUEST_MAX);
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
-        }
-        let response = self.send(request).await?;
+        let request = self.client.post(self.join(path)?).json(body).timeout(REQUEST_MAX);
+        let response = self.send(self.authorised(request)).await?;
         self.body(response).await.map(drop)
     }
 
-    /// `POST path`, the answer's body to be read as it comes.
+    /// `POST path` with the node's token, if this is the home's node; the answer's body to be read as it comes.
     ///
     /// # Errors
     /// As [`Api::get`].
     pub async fn stream(&self, path: &str, body: &Value) -> anyhow::Result<Response> {
-        self.send(self.client.post(self.join(path)?).json(body)).await
+        let request = self.client.post(self.join(path)?).json(body);
+        self.send(self.authorised(request)).await
+    }
+
+    fn authorised(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
     }
 
     fn join(&self, path: &str) -> anyhow::Result<Url> {

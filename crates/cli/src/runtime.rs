@@ -5,23 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use opengrid_node::runtime::FILE_NAME;
+pub use opengrid_node::runtime::Runtime;
 
-pub const FILE: &str = "runtime.json";
 const BYTES_MAX: u64 = 64 * 1024;
-
-/// Address and secret of a running node; readable by its owner only.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Runtime {
-    pub pid: u32,
-    /// e.g. `http://127.0.0.1:8470`.
-    pub api: String,
-    /// Needed for requests that change the node's state.
-    pub token: String,
-    pub peer_id: String,
-    pub invite: String,
-    pub started_unix_ms: u64,
-}
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -34,22 +21,20 @@ pub enum RuntimeError {
     Malformed { path: PathBuf, why: String },
 }
 
-impl Runtime {
-    /// What the node of `home` wrote.
-    ///
-    /// # Errors
-    /// [`RuntimeError::NotRunning`] also when the file is there but its process is gone.
-    pub fn read(home: &Path) -> Result<Self, RuntimeError> {
-        let path = home.join(FILE);
-        let text = match read_bounded(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_running(home)),
-            Err(source) => return Err(RuntimeError::Unreadable { path, source }),
-        };
-        let malformed = |why: String| RuntimeError::Malformed { path: path.clone(), why };
-        let runtime: Self = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
-        if is_alive(runtime.pid) { Ok(runtime) } else { Err(not_running(home)) }
-    }
+/// What the node of `home` wrote.
+///
+/// # Errors
+/// [`RuntimeError::NotRunning`] also when the file is there but its process is gone.
+pub fn read(home: &Path) -> Result<Runtime, RuntimeError> {
+    let path = home.join(FILE_NAME);
+    let text = match read_bounded(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_running(home)),
+        Err(source) => return Err(RuntimeError::Unreadable { path, source }),
+    };
+    let malformed = |why: String| RuntimeError::Malformed { path: path.clone(), why };
+    let runtime: Runtime = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+    if is_alive(runtime.pid) { Ok(runtime) } else { Err(not_running(home)) }
 }
 
 fn not_running(home: &Path) -> RuntimeError {
@@ -90,29 +75,29 @@ mod tests {
 
     fn write(home: &Path, pid: u32) {
         let text = format!(
-            r#"{{"pid":{pid},"api":"http://127.0.0.1:1","token":"t","peer_id":"p","invite":"grid1","started_unix_ms":1,"new":0}}"#
+            r#"{{"pid":{pid},"api":"http://127.0.0.1:1","token":"t","peer_id":"p","invite":"grid1","models_dir":"/m","started_unix_ms":1,"new":0}}"#
         );
-        fs::write(home.join(FILE), text).unwrap();
+        fs::write(home.join(FILE_NAME), text).unwrap();
     }
 
     #[test]
     fn a_live_process_is_found_and_a_dead_one_is_not() {
         let home = tempfile::tempdir().unwrap();
-        assert!(matches!(Runtime::read(home.path()), Err(RuntimeError::NotRunning { .. })));
+        assert!(matches!(read(home.path()), Err(RuntimeError::NotRunning { .. })));
         write(home.path(), std::process::id());
-        assert_eq!(Runtime::read(home.path()).unwrap().token, "t");
+        assert_eq!(read(home.path()).unwrap().token, "t");
         let mut child = std::process::Command::new("true").spawn().unwrap();
         write(home.path(), child.id());
         child.wait().unwrap();
-        assert!(matches!(Runtime::read(home.path()), Err(RuntimeError::NotRunning { .. })));
+        assert!(matches!(read(home.path()), Err(RuntimeError::NotRunning { .. })));
     }
 
     #[test]
     fn nonsense_is_told_apart_from_absence() {
         let home = tempfile::tempdir().unwrap();
-        fs::write(home.path().join(FILE), "{").unwrap();
-        assert!(matches!(Runtime::read(home.path()), Err(RuntimeError::Malformed { .. })));
-        fs::write(home.path().join(FILE), vec![b' '; BYTES_MAX as usize + 1]).unwrap();
-        assert!(matches!(Runtime::read(home.path()), Err(RuntimeError::Unreadable { .. })));
+        fs::write(home.path().join(FILE_NAME), "{").unwrap();
+        assert!(matches!(read(home.path()), Err(RuntimeError::Malformed { .. })));
+        fs::write(home.path().join(FILE_NAME), vec![b' '; BYTES_MAX as usize + 1]).unwrap();
+        assert!(matches!(read(home.path()), Err(RuntimeError::Unreadable { .. })));
     }
 }

@@ -212,6 +212,7 @@ fn router(gateway: SharedGateway) -> Router {
         .route("/grid/v1/models", get(native_api::models))
         .route("/grid/v1/events", get(native_api::events::handle))
         .route("/grid/v1/join", post(native_api::control::join))
+        .route("/grid/v1/pull", post(native_api::control::pull))
         .route("/grid/v1/shutdown", post(native_api::control::shutdown))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(web::serve_file)

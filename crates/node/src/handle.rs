@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use opengrid_models::download::Progress;
 use opengrid_protocol::{
     ModelRoot, NodeId, Sampling, SessionId,
     session::{Finish, Token, TokenOut, Usage},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub type SharedGrid = Arc<dyn GridHandle>;
@@ -40,6 +41,13 @@ pub trait GridHandle: Send + Sync {
     /// # Errors
     /// A sentence for the person who typed the invite.
     async fn join(&self, invite: &str) -> Result<(), String>;
+
+    /// Fetches a model's file into this node's store, from peers too, and tells how it goes. Dropping the receiver
+    /// stops the download; what is there is kept for the next one.
+    ///
+    /// # Errors
+    /// [`GridError::UnknownModel`], or [`GridError::Invalid`] when too many downloads run already.
+    fn pull(&self, model: &str) -> Result<mpsc::Receiver<PullEvent>, GridError>;
 
     /// Asks the process to drain and exit.
     fn request_shutdown(&self);
@@ -133,6 +141,16 @@ pub enum GridError {
     Invalid(String),
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+/// How a download goes. `Done` or `Failed` is the last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PullEvent {
+    Progress(Progress),
+    Done,
+    /// With a sentence for the person who asked.
+    Failed(String),
 }
 
 /// `GET /grid/v1/status`.

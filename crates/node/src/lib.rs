@@ -18,6 +18,7 @@ mod metrics;
 mod node;
 pub mod placement;
 mod proof;
+pub mod pull;
 pub mod routing;
 pub mod runtime;
 pub mod serving;

@@ -14,7 +14,7 @@ use opengrid_models::{Catalogue, Fetcher, ModelEntry, Store};
 use opengrid_network::{Network, PeerInfo};
 use opengrid_protocol::{ModelRoot, NodeId, SessionId, limits::COMPLETION_TOKENS_MAX};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -22,10 +22,13 @@ use crate::{
     clock,
     config::NodeConfig,
     content::GridContent,
-    handle::{Answer, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerModel, PeerRow, Status, TextModel},
+    handle::{
+        Answer, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerModel, PeerRow, PullEvent, Status, TextModel,
+    },
     identity::HomeLock,
     metrics::Metrics,
     placement::Placement,
+    pull::{self, PULLS_MAX, Pull},
     runtime::Runtime,
     serving::{Serving, class_text},
     session::answer::AnswerTask,
@@ -65,6 +68,8 @@ pub struct Node {
     /// Held while a model loads.
     pub(crate) loading: tokio::sync::Mutex<()>,
     pub(crate) lock: Mutex<Option<HomeLock>>,
+    /// Places of downloads that the owner asked for.
+    pub(crate) pulls: Arc<Semaphore>,
 }
 
 impl Node {
@@ -258,6 +263,21 @@ impl GridHandle for Node {
 
     async fn join(&self, invite: &str) -> Result<(), String> {
         crate::invites::join(&self.network, invite, self.config.network.grid_key.is_some()).await
+    }
+
+    fn pull(&self, model: &str) -> Result<mpsc::Receiver<PullEvent>, GridError> {
+        let entry = self.catalogue.get(model).ok_or_else(|| GridError::UnknownModel(model.to_owned()))?;
+        let too_many = |_| GridError::Invalid(format!("{PULLS_MAX} downloads run already: wait for one to end"));
+        let pull = Pull {
+            fetcher: self.fetcher.clone(),
+            content: self.content.clone(),
+            network: self.network.clone(),
+            entry: entry.clone(),
+            permit: self.pulls.clone().try_acquire_owned().map_err(too_many)?,
+        };
+        let (events, receiver) = mpsc::channel(pull::EVENTS_MAX);
+        self.tasks.spawn(pull.run(events, self.cancel.clone()));
+        Ok(receiver)
     }
 
     fn request_shutdown(&self) {

@@ -1,6 +1,9 @@
 //! `runtime.json`: how the command line finds the node that runs on a data directory.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +11,7 @@ use crate::identity::write_private;
 
 pub const FILE_NAME: &str = "runtime.json";
 
+/// Address and secret of a running node; readable by its owner only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runtime {
     pub pid: u32,
@@ -17,6 +21,9 @@ pub struct Runtime {
     pub token: String,
     pub peer_id: String,
     pub invite: String,
+    /// The store that the node's downloads go to.
+    #[serde(default)]
+    pub models_dir: PathBuf,
     pub started_unix_ms: u64,
 }
 

@@ -127,6 +127,7 @@ impl Node {
             shutdown_requested: CancellationToken::new(),
             loading: tokio::sync::Mutex::default(),
             lock: Mutex::new(Some(lock)),
+            pulls: Arc::new(Semaphore::new(crate::pull::PULLS_MAX)),
             config,
         });
         node.write_runtime()?;
@@ -142,6 +143,7 @@ impl Node {
             token: self.token.clone(),
             peer_id: self.local().to_string(),
             invite: self.invite(),
+            models_dir: self.config.models_dir.clone(),
             started_unix_ms: clock::now_ms(),
         };
         runtime.write(&self.config.home).map_err(|source| StartError::Io { path: self.config.home.clone(), source })

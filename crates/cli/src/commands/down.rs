@@ -10,7 +10,7 @@ use crate::{
     args::DownArgs,
     context::Context,
     output,
-    runtime::{Runtime, is_alive},
+    runtime::{self, Runtime, is_alive},
 };
 
 const POLL: Duration = Duration::from_millis(50);
@@ -20,7 +20,7 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// When no node runs, or it is still there after the time to wait.
 pub async fn run(args: &DownArgs, context: &Context) -> anyhow::Result<()> {
-    let runtime = Runtime::read(&context.home)?;
+    let runtime = runtime::read(&context.home)?;
     Api::of_runtime(&runtime)?.change("/grid/v1/shutdown", &json!({})).await?;
     let wait = args.wait.map_or(context.grace + MARGIN, Duration::from_secs);
     let deadline = Instant::now() + wait;
@@ -39,6 +39,6 @@ fn runs(runtime: &Runtime, context: &Context) -> bool {
     if cfg!(target_os = "linux") {
         is_alive(runtime.pid)
     } else {
-        Runtime::read(&context.home).is_ok_and(|now| now.pid == runtime.pid)
+        runtime::read(&context.home).is_ok_and(|now| now.pid == runtime.pid)
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     args::InviteArgs,
     context::Context,
     output,
-    runtime::{Runtime, RuntimeError},
+    runtime::{self, RuntimeError},
     shapes::Status,
 };
 
@@ -51,7 +51,7 @@ async fn read(args: &InviteArgs, context: &Context) -> anyhow::Result<String> {
         let status: Status = Api::of(&args.target, &context.home)?.get("/grid/v1/status").await?;
         return Ok(status.invite);
     }
-    let runtime = Runtime::read(&context.home)?;
+    let runtime = runtime::read(&context.home)?;
     match Api::of_runtime(&runtime)?.get::<Status>("/grid/v1/status").await {
         Ok(status) if !status.invite.is_empty() => Ok(status.invite),
         _ => Ok(runtime.invite),

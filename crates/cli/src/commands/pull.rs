@@ -1,6 +1,7 @@
 //! `opengrid pull`: a model of the catalogue, or a GGUF file of the user's own, into the store.
 
 mod local;
+mod through_node;
 
 use std::{
     path::Path,
@@ -35,7 +36,10 @@ pub async fn run(args: &PullArgs, context: &Context) -> anyhow::Result<()> {
     let entry = models.entry(&args.model)?;
     let known = models.store.contains(entry.root());
     if !known {
-        fetch(&models, entry, context).await?;
+        match through_node::find(&models, context)? {
+            Some(api) => through_node::fetch(&api, entry).await?,
+            None => fetch(&models, entry, context).await?,
+        }
     }
     report(&entry.id, entry.root().to_string(), entry.file.size, known, context.json)
 }
@@ -93,22 +97,30 @@ pub fn fetch_config(settings: &config::Models) -> FetchConfig {
 
 /// Shows the bar; where there is none, a line per source and phase.
 fn progress_sink(bar: &ProgressBar, id: &str) -> ProgressSink {
-    let (bar, id) = (bar.clone(), id.to_owned());
-    let last = Mutex::new(None);
-    Arc::new(move |progress: Progress| {
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.done_bytes);
+    let shown = Mutex::new(Shown { bar: bar.clone(), id: id.to_owned(), step: None });
+    Arc::new(move |progress: Progress| shown.lock().unwrap_or_else(PoisonError::into_inner).show(&progress))
+}
+
+struct Shown {
+    bar: ProgressBar,
+    id: String,
+    step: Option<(Option<SourceKind>, Phase)>,
+}
+
+impl Shown {
+    fn show(&mut self, progress: &Progress) {
+        self.bar.set_length(progress.total_bytes);
+        self.bar.set_position(progress.done_bytes);
         let step = (progress.source, progress.phase);
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.replace(step) == Some(step) {
+        if self.step.replace(step) == Some(step) {
             return;
         }
         let text = step_text(progress.source, progress.phase);
-        bar.set_prefix(format!("{id}: {text}"));
-        if bar.is_hidden() && progress.phase != Phase::Done {
-            eprintln!("{id}: {text}");
+        self.bar.set_prefix(format!("{}: {text}", self.id));
+        if self.bar.is_hidden() && progress.phase != Phase::Done {
+            eprintln!("{}: {text}", self.id);
         }
-    })
+    }
 }
 
 fn step_text(source: Option<SourceKind>, phase: Phase) -> String {

@@ -10,8 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use opengrid_gateway::GatewayConfig;
+use opengrid_models::download::{Phase, Progress, SourceKind};
 use opengrid_node::handle::{
-    Answer, AnswerEvent, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerRow, Status, TextModel,
+    Answer, AnswerEvent, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerRow, PullEvent, Status, TextModel,
 };
 use opengrid_protocol::{
     ModelRoot, NodeId, SessionId,
@@ -256,6 +257,24 @@ impl GridHandle for FakeGrid {
         }
         self.joined.lock().push(invite.into());
         Ok(())
+    }
+
+    fn pull(&self, model: &str) -> Result<mpsc::Receiver<PullEvent>, GridError> {
+        if model != "echo" {
+            return Err(GridError::UnknownModel(model.into()));
+        }
+        let (sender, events) = mpsc::channel(4);
+        let progress = Progress {
+            source: Some(SourceKind::Peers),
+            phase: Phase::Downloading,
+            done_bytes: 1,
+            total_bytes: 2,
+            bytes_per_s: 3,
+        };
+        for event in [PullEvent::Progress(progress), PullEvent::Done] {
+            sender.try_send(event).unwrap();
+        }
+        Ok(events)
     }
 
     fn request_shutdown(&self) {

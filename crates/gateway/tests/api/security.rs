@@ -7,7 +7,7 @@ use crate::{
     fake::{TOKEN, served},
 };
 
-const EVERYTHING: [(&str, &str); 9] = [
+const EVERYTHING: [(&str, &str); 10] = [
     ("GET", "/v1/models"),
     ("GET", "/health"),
     ("GET", "/metrics"),
@@ -16,6 +16,7 @@ const EVERYTHING: [(&str, &str); 9] = [
     ("GET", "/grid/v1/events"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/grid/v1/join"),
+    ("POST", "/grid/v1/pull"),
     ("POST", "/grid/v1/shutdown"),
 ];
 
@@ -88,7 +89,7 @@ async fn what_changes_the_node_needs_the_token() {
     let s = served().await;
     let invite = json!({ "invite": "grid1abc" }).to_string();
     let json = ("content-type", "application/json");
-    for path in ["/grid/v1/join", "/grid/v1/shutdown"] {
+    for path in ["/grid/v1/join", "/grid/v1/pull", "/grid/v1/shutdown"] {
         for wrong in ["", "Bearer", "Bearer wrong", "Basic bG9jYWwtdG9rZW4=", "local-token"] {
             let answered = s.client.send("POST", path, &[json, ("authorization", wrong)], invite.as_bytes()).await;
             assert_eq!((answered.status, answered.error().0.as_str()), (401, "invalid_api_key"), "{path} {wrong}");
@@ -102,6 +103,13 @@ async fn what_changes_the_node_needs_the_token() {
     assert_eq!(*s.grid.joined.lock(), ["grid1abc"]);
     let bad = s.client.send("POST", "/grid/v1/join", &right, br#"{"invite":"x"}"#).await;
     assert_eq!((bad.status, bad.error().0.as_str()), (400, "cannot_join"));
+    let unknown = s.client.send("POST", "/grid/v1/pull", &right, br#"{"model":"x"}"#).await;
+    assert_eq!((unknown.status, unknown.error().0.as_str()), (404, "model_not_found"));
+    let model = json!({ "model": "echo" }).to_string();
+    let pulled = s.client.send("POST", "/grid/v1/pull", &right, model.as_bytes()).await;
+    let events: Vec<&str> = std::str::from_utf8(&pulled.body).unwrap().split("\n\n").collect();
+    assert!(events[0].contains(r#""progress":{"source":"peers","phase":"downloading","done_bytes":1"#), "{events:?}");
+    assert_eq!(events[1..], [r#"data: "done""#, ""]);
     assert_eq!(s.client.send("POST", "/grid/v1/shutdown", &right, b"").await.status, 202);
     assert!(s.grid.shut_down.load(std::sync::atomic::Ordering::SeqCst));
 }

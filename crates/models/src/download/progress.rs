@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::SourceKind;
 
@@ -18,7 +18,7 @@ const SPEED_WINDOW: Duration = Duration::from_secs(3);
 pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// What a download is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Another process downloads the file.
@@ -32,7 +32,7 @@ pub enum Phase {
 }
 
 /// One report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// `None` while waiting, or proving what an earlier download left.
     pub source: Option<SourceKind>,
