@@ -57,7 +57,7 @@ def alone():
 
 
 def test_another_thread_count_and_three_other_streams(alone):
-    with small_grid({"OPENGRID_SERVE_THREADS": "2"}) as grid, Load(grid.nodes[0], 3) as load:
+    with small_grid({"OPENGRID_SERVE_THREADS": "2", "OPENGRID_SERVE_PREFILL_CHUNK": "7"}) as grid, Load(grid.nodes[0], 3) as load:
         amid = texts(grid.nodes[0])
     assert load.tokens > 3 * len(amid) and not load.errors, "the other streams ran all the time"
     different = [number for number, pair in enumerate(zip(alone, amid)) if pair[0] != pair[1]]

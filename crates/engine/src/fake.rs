@@ -171,9 +171,11 @@ impl Answer {
         let permit = match self.shared.slots.try_acquire() {
             Ok(permit) => Ok(permit),
             Err(_) => {
-                let before = self.shared.waiting.load(Ordering::Relaxed).saturating_sub(1);
-                let _ = self.events.send(Event::Queued(u32::from(before))).await;
-                self.shared.slots.acquire().await
+                let place = self.shared.waiting.load(Ordering::Relaxed).max(1);
+                let _ = self.events.send(Event::Queued(u32::from(place))).await;
+                let permit = self.shared.slots.acquire().await;
+                let _ = self.events.send(Event::Queued(0)).await;
+                permit
             }
         };
         drop(waiting);

@@ -58,10 +58,11 @@ async fn the_queue_is_bounded_and_cancelling_frees_the_slot() {
     let mut running = engine.generate(request(1, vec![1], 1, 8_000)).await.unwrap();
     assert!(matches!(running.events.recv().await, Some(Event::Tokens(_))));
     let mut waiting = engine.generate(request(2, vec![1], 1, 5)).await.unwrap();
-    assert_eq!(waiting.events.recv().await, Some(Event::Queued(0)));
+    assert_eq!(waiting.events.recv().await, Some(Event::Queued(1)));
     assert_eq!(engine.generate(request(3, vec![1], 1, 5)).await.err(), Some(EngineError::Busy));
     assert_eq!(engine.load(), Load { slots_busy: 1, queued: 1, healthy: true });
     drop(running);
+    assert_eq!(waiting.events.recv().await, Some(Event::Queued(0)));
     assert!(matches!(waiting.events.recv().await, Some(Event::Tokens(_))));
     engine.shutdown().await;
     assert_eq!(engine.load().slots_busy, 0);

@@ -122,7 +122,7 @@ impl Drop for CancelGuard {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// So many generations are before this one.
+    /// The place in the queue: 1 is next; 0, only after a wait, has begun. It only falls.
     Queued(u32),
     /// Consecutive tokens of the answer; the first one ever has answer index `tokens.len() - prompt_tokens`.
     Tokens(Vec<TokenOut>),

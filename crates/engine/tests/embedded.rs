@@ -210,11 +210,12 @@ async fn the_queue_is_bounded_and_cancelling_frees_the_slot() {
     let mut running = engine.generate(request(vec![1, 2], 900, sampled(1))).await.unwrap();
     assert!(matches!(event(&mut running).await, Event::Tokens(_)));
     let mut waiting = engine.generate(request(vec![3, 4], 5, sampled(1))).await.unwrap();
-    assert_eq!(event(&mut waiting).await, Event::Queued(0));
+    assert_eq!(event(&mut waiting).await, Event::Queued(1));
     assert_eq!(engine.load(), Load { slots_busy: 1, queued: 1, healthy: true });
     assert_eq!(engine.generate(request(vec![3], 5, sampled(1))).await.err(), Some(EngineError::Busy));
     let cancelled = Instant::now();
     drop(running);
+    assert_eq!(event(&mut waiting).await, Event::Queued(0));
     assert!(matches!(event(&mut waiting).await, Event::Tokens(_)));
     assert!(cancelled.elapsed() < Duration::from_millis(500), "{:?}", cancelled.elapsed());
     assert_eq!(done(waiting).await.finish, Finish::Length);

@@ -116,7 +116,7 @@ pub struct Answer {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum AnswerEvent {
-    /// So many sessions are before this one.
+    /// The place in the worker's queue; 1 is next.
     Queued(u32),
     Tokens(Vec<TokenOut>),
     /// The worker died or left; another continues. `exact`: of the same class, so the text is the same to the letter.

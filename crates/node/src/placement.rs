@@ -66,7 +66,8 @@ impl Drop for Lease {
     }
 }
 
-/// A worker that runs a session shows progress within four times its prefill estimate, between these bounds.
+/// A worker that runs a session shows progress within four times its prefill estimate for each session that runs there,
+/// between these bounds.
 const PROGRESS_MIN: Duration = Duration::from_secs(8);
 const PROGRESS_MAX: Duration = Duration::from_secs(300);
 /// Silence in mid-answer that no load explains: the time of so many tokens of a lone stream, and at least this long.
@@ -110,16 +111,20 @@ impl Placement {
     ) -> Option<Lease> {
         let mut candidates = self.candidates(model, tokens, affinity_key);
         candidates.retain(|candidate| !avoid(candidate.node) && candidate.context_tokens >= needed_tokens);
-        self.prefer_unsuspected(&mut candidates);
         let wanted = class.unwrap_or(Class::Approximate);
         let is_same = |candidate: &Candidate| candidate.class == wanted;
         if matches!(class, Some(Class::Exact(_))) && candidates.iter().any(is_same) {
             candidates.retain(is_same);
         }
+        // A suspicion is no reason for another text.
+        self.prefer_unsuspected(&mut candidates);
         let chosen = routing::choose(&candidates, tokens.len() as u32, rand::random())?;
-        let Candidate { node, class, prefill_millitokens_per_s, decode_millitokens_per_s, .. } = candidates[chosen];
+        let Candidate { node, class, slots, slots_busy, prefill_millitokens_per_s, decode_millitokens_per_s, .. } =
+            candidates[chosen];
         let prefill_ms = tokens.len() as u64 * 1_000_000 / u64::from(prefill_millitokens_per_s.max(1));
-        let progress_within = PROGRESS_MIN.max(Duration::from_millis(prefill_ms * 4)).min(PROGRESS_MAX);
+        let progress_within = PROGRESS_MIN
+            .max(Duration::from_millis(prefill_ms * 4 * (1 + u64::from(slots_busy.min(slots.into())))))
+            .min(PROGRESS_MAX);
         let token_ms = TOKENS_OF_SILENCE * 1_000_000 / u64::from(decode_millitokens_per_s.max(1));
         let token_within = TOKEN_SILENCE_MIN.max(Duration::from_millis(token_ms)).min(PROGRESS_MAX);
         if let Some(key) = affinity_key {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::{Library, TestNode, collect, eventually, job, metric, workers};
 use opengrid_node::{
-    config::Serve,
+    config::{EngineKind, Serve},
     handle::{AnswerEvent, GridError, GridHandle},
 };
 
@@ -104,6 +104,25 @@ async fn a_draining_worker_finishes_and_takes_nothing_new() {
     shutdown.await.unwrap();
     workers(&gateway.node, 0).await;
     assert!(matches!(gateway.node.generate(job(5)).await, Err(GridError::NoWorker { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_waits_long_for_its_slot_is_not_taken_for_hung() {
+    let library = Library::new();
+    let gateway = TestNode::gateway(&library).await;
+    let home = tempfile::tempdir().unwrap();
+    let serve = Serve::Models(vec![common::MODEL.into()]);
+    let mut config = library.config(home.path(), serve, vec![gateway.node.invite()]);
+    // One answer at a time, each 10 s long: more than a worker may be silent with a session that runs.
+    config.engine.kind = EngineKind::Fake { tokens_per_s: 20.0, slots: 1 };
+    let _worker = opengrid_node::Node::start(config).await.unwrap();
+    workers(&gateway.node, 1).await;
+    let first = gateway.node.generate(job(200)).await.unwrap();
+    let second = gateway.node.generate(job(10)).await.unwrap();
+    let ((first, moves_of_first), (second, moves_of_second)) = tokio::join!(collect(first), collect(second));
+    assert_eq!((first.len(), second.len()), (200, 10));
+    assert_eq!((moves_of_first, moves_of_second), (0, 0));
+    assert_eq!(metric(&gateway.node, "opengrid_node_failovers"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,7 +23,7 @@ use opengrid_protocol::{
     beacon::{Beacon, Class},
     codec,
     limits::FRAME_BYTES_MAX,
-    session::{Finish, ToGateway, ToWorker, TokenOut, Usage},
+    session::{Finish, Refusal, ToGateway, ToWorker, TokenOut, Usage},
 };
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
@@ -40,9 +40,13 @@ enum Cheat {
     TooMany,
     TokenOutOfRange,
     EarlyEnd,
+    NoTokens,
+    QueuedInMidAnswer,
+    /// Before anything else; no fault, since it may be honest.
+    CallsInvalid,
 }
 
-const CHEATS: [(Cheat, &str); 10] = [
+const CHEATS: [(Cheat, &str); 12] = [
     (Cheat::FlipBit, "BadSeal"),
     (Cheat::ReplayFrame, "BadSeal"),
     (Cheat::FrameOfAnotherSession, "BadSeal"),
@@ -53,6 +57,8 @@ const CHEATS: [(Cheat, &str); 10] = [
     (Cheat::TooMany, "WrongTokens"),
     (Cheat::TokenOutOfRange, "WrongTokens"),
     (Cheat::EarlyEnd, "WrongTokens"),
+    (Cheat::NoTokens, "WrongTokens"),
+    (Cheat::QueuedInMidAnswer, "WrongTokens"),
 ];
 
 /// A worker that claims to be very fast, answers five tokens and then cheats.
@@ -128,6 +134,13 @@ async fn cheat_one(gateway: NodeId, mut stream: PeerStream, keys: Arc<Mutex<KeyR
     let frame = read_frame(&mut stream, FRAME_BYTES_MAX).await.ok()??;
     let ToWorker::Open(open) = codec::decode(&opener.open(&frame).ok()?, FRAME_BYTES_MAX).ok()? else { return None };
     let session = open.session;
+    if cheat == Cheat::CallsInvalid {
+        let why = Refusal::Invalid("call 0900 123 for help".into());
+        send(&mut stream, &mut sealer, &ToGateway::Refused { session, why }).await?;
+        stream.flush().await.ok()?;
+        while let Ok(Some(_)) = read_frame(&mut stream, FRAME_BYTES_MAX).await {}
+        return Some(());
+    }
     send(&mut stream, &mut sealer, &ToGateway::Accepted { session, queued: 0 }).await?;
     let mut last = Vec::new();
     for from in 0..5 {
@@ -163,6 +176,11 @@ async fn cheat_one(gateway: NodeId, mut stream: PeerStream, keys: Arc<Mutex<KeyR
         Cheat::SkippedIndex => send(&mut stream, &mut sealer, &tokens(session, 6, &[3])).await?,
         Cheat::TooMany => send(&mut stream, &mut sealer, &tokens(session, 5, &[3; 10_000])).await?,
         Cheat::TokenOutOfRange => send(&mut stream, &mut sealer, &tokens(session, 5, &[VOCABULARY])).await?,
+        Cheat::NoTokens => send(&mut stream, &mut sealer, &tokens(session, 5, &[])).await?,
+        Cheat::QueuedInMidAnswer => {
+            send(&mut stream, &mut sealer, &ToGateway::Accepted { session, queued: 1 }).await?;
+        }
+        Cheat::CallsInvalid => {}
         Cheat::EarlyEnd => {
             let usage = Usage::default();
             send(&mut stream, &mut sealer, &ToGateway::Finished { session, finish: Finish::Length, usage }).await?;
@@ -216,4 +234,20 @@ async fn every_cheat_is_caught_and_the_answer_completes_elsewhere() {
         honest.node.shutdown().await;
         gateway.node.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_worker_that_calls_a_request_invalid_is_not_believed() {
+    let library = Library::new();
+    let gateway = TestNode::gateway(&library).await;
+    let crook = Crook::start(&gateway.node.invite(), library.root(), Cheat::CallsInvalid).await;
+    workers(&gateway.node, 1).await;
+    let alone = gateway.node.generate(job(5)).await.unwrap_err();
+    assert!(matches!(alone, opengrid_node::handle::GridError::NoWorker { .. }), "{alone:?}");
+    let honest = TestNode::worker(&library, vec![gateway.node.invite()]).await;
+    workers(&gateway.node, 2).await;
+    let answer = gateway.node.generate(job(40)).await.unwrap();
+    assert_eq!(answer.worker, honest.node.local());
+    assert_eq!(collect(answer).await, (collect(gateway.node.generate(job(40)).await.unwrap()).await.0, 0));
+    drop(crook);
 }

@@ -66,7 +66,8 @@ impl Open {
 /// From the worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToGateway {
-    /// The session has a place; `queued` others are before it.
+    /// The session is taken; `queued` is its place in the queue, where 1 is next and 0 runs. Said first without a place
+    /// (0), then again whenever it falls.
     Accepted {
         session: SessionId,
         queued: u32,

@@ -57,7 +57,7 @@ impl Signed {
         Self { signer: NodeId(key.verifying_key().to_bytes()), payload, signature }
     }
 
-    /// Checks signature, validity at `now_ms` (Unix milliseconds, [`CLOCK_SKEW_MS_MAX`] of tolerance for the future)
+    /// Checks signature, validity at `now_ms` (Unix milliseconds, [`CLOCK_SKEW_MS_MAX`] of tolerance at both ends)
     /// and the record's own limits.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ impl Signed {
         if from_ms > now_ms.saturating_add(CLOCK_SKEW_MS_MAX) {
             return Err(RecordError::FromTheFuture(from_ms - now_ms));
         }
-        if until_ms < now_ms {
+        if until_ms.saturating_add(CLOCK_SKEW_MS_MAX) < now_ms {
             return Err(RecordError::Expired(now_ms - until_ms));
         }
         record.check()?;

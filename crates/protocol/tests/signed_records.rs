@@ -61,13 +61,14 @@ proptest! {
 }
 
 #[test]
-fn a_record_holds_from_its_issue_to_its_end_and_some_skew_before() {
+fn a_record_holds_from_its_issue_to_its_end_and_some_skew_around() {
     let signed = Signed::seal(&beacon(), &SECRET);
     let end_ms = NOW_MS + BEACON_LIFE_MS;
-    for now_ms in [NOW_MS - CLOCK_SKEW_MS_MAX, NOW_MS, end_ms] {
+    for now_ms in [NOW_MS - CLOCK_SKEW_MS_MAX, NOW_MS, end_ms, end_ms + CLOCK_SKEW_MS_MAX] {
         assert_eq!(signed.open(now_ms), Ok(beacon()), "{now_ms}");
     }
-    assert_eq!(signed.open::<Beacon>(end_ms + 1), Err(RecordError::Expired(1)));
+    let late_ms = CLOCK_SKEW_MS_MAX + 1;
+    assert_eq!(signed.open::<Beacon>(end_ms + late_ms), Err(RecordError::Expired(late_ms)));
     let early_ms = CLOCK_SKEW_MS_MAX + 1;
     assert_eq!(signed.open::<Beacon>(NOW_MS - early_ms), Err(RecordError::FromTheFuture(early_ms)));
     assert_eq!(signed.open::<Beacon>(0), Err(RecordError::FromTheFuture(NOW_MS)));

@@ -252,6 +252,9 @@ impl Stepper<'_> {
 
     fn admit(&mut self) {
         for admission in self.batcher.admit() {
+            if self.queue_told.contains(&admission.id) {
+                self.emit(admission.id, Progress::Queued(0));
+            }
             let at = self.waiting.iter().position(|answer| answer.id == admission.id);
             self.running[admission.slot] = at.map(|at| self.waiting.swap_remove(at));
             if !self.context.truncate(admission.slot, admission.keep) {
@@ -266,7 +269,7 @@ impl Stepper<'_> {
         let queue: Vec<u64> = self.batcher.waiting().collect();
         for (place, id) in queue.iter().enumerate() {
             if self.queue_told.get(place) != Some(id) {
-                self.emit(*id, Progress::Queued(place as u32));
+                self.emit(*id, Progress::Queued(place as u32 + 1));
             }
         }
         self.queue_told = queue;

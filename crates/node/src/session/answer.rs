@@ -17,7 +17,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Fault, link::LinkSession};
+use super::{
+    Fault,
+    link::{LinkError, LinkSession},
+};
 use crate::{
     handle::{AnswerEvent, GridError, Job},
     placement::{Lease, Placement},
@@ -34,7 +37,7 @@ const PLACEMENT_PATIENCE: Duration = Duration::from_secs(6);
 /// Workers in a row that may fail at an answer without a new token, and in all: a prompt that kills engines stops here.
 const FRUITLESS_MAX: u32 = 4;
 const ACCEPTANCES_MAX: u64 = 64;
-/// How long a session may wait for a slot, from one word about its place to the next.
+/// How long a session may wait for a slot at one worker.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(600);
 /// Pause between two rounds over the workers while none takes the answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -77,6 +80,33 @@ struct Progress {
     /// How often a worker took it; each attempt has a session id of its own.
     acceptances: u64,
     attempts: u64,
+    /// A worker that called the request invalid. One may be wrong, or lie; two agree.
+    called_invalid_by: Option<NodeId>,
+}
+
+impl Progress {
+    fn answered(&self) -> u32 {
+        (self.tokens.len() - self.prompt_tokens) as u32
+    }
+}
+
+/// What a worker says of a session's place: 0 runs, 1 is next.
+#[derive(Default)]
+struct Place {
+    accepted: bool,
+    queued: Option<u32>,
+}
+
+impl Place {
+    /// False where an honest worker would not say it: after the acceptance a session only comes nearer.
+    fn moves_to(&mut self, queued: u32) -> bool {
+        let nearer = self.queued.map_or(queued > 0 || !self.accepted, |last| queued < last);
+        if queued > 0 || self.queued.is_some() {
+            self.queued = Some(queued);
+        }
+        self.accepted = true;
+        nearer
+    }
 }
 
 impl AnswerTask {
@@ -96,11 +126,20 @@ impl AnswerTask {
             worker: None,
             acceptances: 0,
             attempts: 0,
+            called_invalid_by: None,
         };
+        if let Err(error) = self.open(&progress).check() {
+            return self.fail(GridError::Invalid(error.to_string())).await;
+        }
         let mut avoid: HashMap<NodeId, Instant> = HashMap::new();
         let mut orphan_since: Option<Instant> = None;
         let (began, mut fruitless) = (Instant::now(), 0);
         loop {
+            if progress.worker.is_some() && progress.answered() >= self.completion_tokens_max {
+                // Only the last word was lost.
+                self.finish(Finish::Length, Usage::default(), &progress).await;
+                return;
+            }
             avoid.retain(|_, until| *until > Instant::now());
             let Some(lease) = self.lease(&progress, &avoid) else {
                 match self.wait_for_workers(&progress, &mut avoid, &mut orphan_since).await {
@@ -140,8 +179,7 @@ impl AnswerTask {
     }
 
     fn lease(&self, progress: &Progress, avoid: &HashMap<NodeId, Instant>) -> Option<Lease> {
-        let answered = progress.tokens.len() - progress.prompt_tokens;
-        let left = self.completion_tokens_max.saturating_sub(answered as u32);
+        let left = self.completion_tokens_max.saturating_sub(progress.answered());
         let needed = progress.tokens.len() as u32 + left;
         self.placement.choose(
             self.model,
@@ -192,7 +230,16 @@ impl AnswerTask {
                 return Attempt::Failed { busy: false };
             }
         };
-        let open = Open {
+        let open = self.open(progress);
+        progress.attempts += 1;
+        match link.open(open).await {
+            Ok(mut session) => self.follow(&mut session, &lease, progress).await,
+            Err(error) => Attempt::Failed { busy: error == LinkError::Full },
+        }
+    }
+
+    fn open(&self, progress: &Progress) -> Open {
+        Open {
             session: SessionId(self.session.0.wrapping_add(progress.attempts)),
             model: self.model,
             tokens: progress.tokens.clone(),
@@ -201,16 +248,12 @@ impl AnswerTask {
             stop_tokens: self.job.stop_tokens.clone(),
             sampling: self.job.sampling.clone(),
             top_logprobs: self.job.top_logprobs,
-        };
-        progress.attempts += 1;
-        let Ok(mut session) = link.open(open).await else {
-            return Attempt::Failed { busy: false };
-        };
-        self.follow(&mut session, &lease, progress).await
+        }
     }
 
     async fn follow(&mut self, session: &mut LinkSession, lease: &Lease, progress: &mut Progress) -> Attempt {
-        let mut accepted = false;
+        let mut place = Place::default();
+        let queue_end = Instant::now() + QUEUE_PATIENCE;
         let mut patience = ACCEPT_TIMEOUT;
         let mut flowing = false;
         loop {
@@ -221,18 +264,22 @@ impl AnswerTask {
             };
             match message {
                 ToGateway::Accepted { queued, .. } => {
-                    if !std::mem::replace(&mut accepted, true) {
+                    if !place.accepted {
                         self.accepted_by(lease, progress).await;
                     }
-                    if queued > 0 {
-                        patience = QUEUE_PATIENCE;
+                    if flowing || !place.moves_to(queued) {
+                        self.placement.report(lease.worker, Fault::WrongTokens);
+                        return Attempt::Failed { busy: false };
                     }
-                    if queued > 0 && self.events.send(AnswerEvent::Queued(queued)).await.is_err() {
-                        return Attempt::Abandoned;
+                    if queued > 0 {
+                        patience = queue_end.saturating_duration_since(Instant::now());
+                        if self.events.send(AnswerEvent::Queued(queued)).await.is_err() {
+                            return Attempt::Abandoned;
+                        }
                     }
                 }
                 ToGateway::Tokens { from, tokens, .. } => {
-                    if !accepted || self.breaks_order(from, &tokens, progress) {
+                    if !place.accepted || self.breaks_order(from, &tokens, progress) {
                         self.placement.report(lease.worker, Fault::WrongTokens);
                         return Attempt::Failed { busy: false };
                     }
@@ -244,13 +291,13 @@ impl AnswerTask {
                     }
                 }
                 ToGateway::Finished { finish, usage, .. } => {
-                    if !accepted || self.breaks_finish(finish, progress) {
+                    if !place.accepted || self.breaks_finish(finish, progress) {
                         self.placement.report(lease.worker, Fault::WrongTokens);
                         return Attempt::Failed { busy: false };
                     }
                     return self.finish(finish, usage, progress).await;
                 }
-                ToGateway::Refused { why, .. } => return self.refused(why, progress),
+                ToGateway::Refused { why, .. } => return self.refused(lease.worker, why, progress),
                 ToGateway::Heartbeat => {}
             }
         }
@@ -274,10 +321,11 @@ impl AnswerTask {
     }
 
     fn breaks_order(&self, from: u32, tokens: &[TokenOut], progress: &Progress) -> bool {
-        let answered = progress.tokens.len() - progress.prompt_tokens;
+        let answered = progress.answered();
         let tops_max = self.job.top_logprobs.map_or(0, usize::from);
-        from as usize != answered
-            || answered + tokens.len() > self.completion_tokens_max as usize
+        tokens.is_empty()
+            || from != answered
+            || answered as usize + tokens.len() > self.completion_tokens_max as usize
             || tokens.iter().any(|out| {
                 out.top.len() > tops_max
                     || out.token >= self.job.vocabulary_size
@@ -287,30 +335,55 @@ impl AnswerTask {
     }
 
     fn breaks_finish(&self, finish: Finish, progress: &Progress) -> bool {
-        let answered = (progress.tokens.len() - progress.prompt_tokens) as u32;
         match finish {
             Finish::Stop(token) => !self.job.stop_tokens.contains(&token),
             // Only the end of its context excuses a shorter answer, and placement chose one that is long enough.
-            Finish::Length => answered < self.completion_tokens_max,
+            Finish::Length => progress.answered() < self.completion_tokens_max,
         }
     }
 
     async fn finish(&self, finish: Finish, usage: Usage, progress: &Progress) -> Attempt {
         let usage = Usage {
             cached_tokens: usage.cached_tokens.min(progress.prompt_tokens as u32),
-            generated_tokens: (progress.tokens.len() - progress.prompt_tokens) as u32,
+            generated_tokens: progress.answered(),
             ..usage
         };
         let _ = self.events.send(AnswerEvent::Finished(finish, usage)).await;
         Attempt::Done
     }
 
-    fn refused(&self, why: Refusal, progress: &Progress) -> Attempt {
+    fn refused(&self, worker: NodeId, why: Refusal, progress: &mut Progress) -> Attempt {
         match why {
-            // The first worker's word ends it; a later one may just disagree with the first.
-            Refusal::Invalid(why) if progress.worker.is_none() => Attempt::Hopeless(GridError::Invalid(why)),
+            Refusal::Invalid(_) if progress.called_invalid_by.is_some_and(|other| other != worker) => {
+                Attempt::Hopeless(GridError::Invalid("two workers refuse this request".into()))
+            }
+            Refusal::Invalid(why) => {
+                tracing::debug!(worker = %worker.short(), why, "a worker calls a checked request invalid");
+                progress.called_invalid_by = Some(worker);
+                Attempt::Failed { busy: true }
+            }
             Refusal::Busy | Refusal::Draining => Attempt::Failed { busy: true },
             _ => Attempt::Failed { busy: false },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn believed(words: &[u32]) -> bool {
+        let mut place = Place::default();
+        words.iter().all(|queued| place.moves_to(*queued))
+    }
+
+    #[test]
+    fn a_session_in_a_queue_only_comes_nearer() {
+        for honest in [&[0][..], &[0, 1, 0], &[0, 7, 5, 1, 0], &[3, 2, 0]] {
+            assert!(believed(honest), "{honest:?}");
+        }
+        for lie in [&[0, 0][..], &[0, 1, 1], &[0, 1, 2], &[0, 1, 0, 0], &[0, 1, 0, 1]] {
+            assert!(!believed(lie), "{lie:?}");
         }
     }
 }

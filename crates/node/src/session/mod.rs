@@ -28,7 +28,7 @@ pub enum Fault {
     Malformed,
     #[error("a message about a session that was never opened")]
     ForeignSession,
-    #[error("tokens out of order, or more than asked for")]
+    #[error("tokens or places in the queue out of order, or more than asked for")]
     WrongTokens,
     #[error("a signed record that does not hold")]
     BadRecord,

@@ -105,7 +105,7 @@ async fn carry_gateway<S: AsyncRead + AsyncWrite + Send>(
     });
     let end = tokio::select! {
         end = read => end,
-        end = write_all(writer, sealer, outgoing, || life.seen()) => end,
+        end = write_all(writer, sealer, outgoing, |blocked| life.discount(blocked)) => end,
         end = watch(&life, &routes) => end,
         () = routes.closed.cancelled() => ChannelEnd::Cancelled,
     };
@@ -135,7 +135,7 @@ where
     let read = read_all_async(reader, opener, inbound_sender);
     tokio::select! {
         end = read => end,
-        end = write_all(writer, sealer, outgoing, || ()) => end,
+        end = write_all(writer, sealer, outgoing, |_| ()) => end,
         () = server::serve(gateway, inbound, outbound, backend) => ChannelEnd::Closed,
     }
 }
@@ -202,12 +202,12 @@ where
     Ok(codec::decode(&plaintext, FRAME_BYTES_MAX).map_err(|_| Fault::Malformed)?)
 }
 
-/// `sent` is called after every frame: a slow way out is no silence of the other side.
+/// `wrote` is told how long each frame took to leave: a slow way out is no silence of the other side.
 async fn write_all<W, T>(
     mut writer: W,
     mut sealer: Sealer,
     mut outgoing: mpsc::Receiver<T>,
-    sent: impl Fn(),
+    wrote: impl Fn(Duration),
 ) -> ChannelEnd
 where
     W: AsyncWrite + Unpin,
@@ -217,10 +217,11 @@ where
         let mut next = Some(message);
         // What waits already goes out under one flush.
         while let Some(message) = next.take() {
+            let began = Instant::now();
             if let Err(end) = write_message(&mut writer, &mut sealer, &message).await {
                 return end;
             }
-            sent();
+            wrote(began.elapsed());
             next = outgoing.try_recv().ok();
         }
         match timeout(WRITE_TIMEOUT, writer.flush()).await {
@@ -263,6 +264,12 @@ impl SignsOfLife {
 
     fn seen(&self) {
         self.last_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// So long nothing could be heard, because our own words did not leave.
+    fn discount(&self, blocked: Duration) {
+        let later = self.last_ms.load(Ordering::Relaxed).saturating_add(blocked.as_millis() as u64);
+        self.last_ms.store(later.min(self.now_ms()), Ordering::Relaxed);
     }
 }
 
