@@ -1,15 +1,16 @@
 //! The text sides in use: at most a handful of tokenizer processes, started on first use.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use opengrid_models::{
     ModelEntry,
     catalogue::TemplateSource,
+    download::FetchError,
     gguf::file::{GgufFileError, read_info},
     store::StoreError,
 };
 use opengrid_protocol::ModelRoot;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::JoinHandle};
 
 use crate::{
     handle::GridError,
@@ -20,10 +21,18 @@ use crate::{
 /// Tokenizer processes at once; the least recently started goes first.
 const TEXTS_MAX: usize = 8;
 
-/// Fetching the vocabulary from peers and starting the process, together.
+/// How long a request waits for the vocabulary from peers and the start of the process, together.
 const START_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-type Cell = Arc<Mutex<Option<Arc<NodeText>>>>;
+type Cell = Arc<Mutex<Slot>>;
+type Fetching = Option<JoinHandle<Result<PathBuf, FetchError>>>;
+
+#[derive(Default)]
+struct Slot {
+    text: Option<Arc<NodeText>>,
+    /// Outlives the request that began it: over a slow link a long vocabulary takes longer than a client waits.
+    fetching: Fetching,
+}
 
 #[derive(Default)]
 pub struct Texts {
@@ -35,13 +44,12 @@ impl Texts {
         let cell = self.cell(entry.root());
         let busy = || GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 };
         let mut cell = tokio::time::timeout(START_TIMEOUT, cell.lock()).await.map_err(|_| busy())?;
-        if let Some(text) = cell.as_ref() {
+        if let Some(text) = &cell.text {
             return Ok(text.clone());
         }
-        let started = tokio::time::timeout(START_TIMEOUT, start(node, entry)).await;
-        let slow = || GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 };
-        let text = Arc::new(started.map_err(|_| slow())??);
-        *cell = Some(text.clone());
+        let started = tokio::time::timeout(START_TIMEOUT, start(node, entry, &mut cell.fetching)).await;
+        let text = Arc::new(started.map_err(|_| busy())??);
+        cell.text = Some(text.clone());
         Ok(text)
     }
 
@@ -63,18 +71,27 @@ impl Texts {
     }
 }
 
-async fn start(node: &Node, entry: &ModelEntry) -> Result<NodeText, GridError> {
+async fn vocabulary(node: &Node, entry: &ModelEntry, fetching: &mut Fetching) -> Result<PathBuf, GridError> {
+    match node.store.vocabulary_path(entry.root()) {
+        Err(StoreError::NotHere(_)) => {}
+        found => return found.map_err(|error| GridError::Internal(error.to_string())),
+    }
+    let fetch = fetching.get_or_insert_with(|| {
+        let (fetcher, content) = (node.fetcher.clone(), node.content.clone());
+        let (entry, cancel) = (entry.clone(), node.cancel.clone());
+        node.tasks.spawn(async move { fetcher.fetch_vocabulary(&entry, content.as_ref(), &cancel).await })
+    });
+    let fetched = fetch.await;
+    *fetching = None;
+    fetched.map_err(|error| GridError::Internal(error.to_string()))?.map_err(|error| {
+        tracing::warn!(model = entry.id, %error, "no vocabulary");
+        GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 }
+    })
+}
+
+async fn start(node: &Node, entry: &ModelEntry, fetching: &mut Fetching) -> Result<NodeText, GridError> {
     let internal = |error: &dyn std::fmt::Display| GridError::Internal(error.to_string());
-    let path = match node.store.vocabulary_path(entry.root()) {
-        Ok(path) => path,
-        Err(StoreError::NotHere(_)) => {
-            node.fetcher.fetch_vocabulary(entry, node.content.as_ref(), &node.cancel).await.map_err(|error| {
-                tracing::warn!(model = entry.id, %error, "no vocabulary");
-                GridError::NoWorker { model: entry.id.clone(), retry_after_s: 2 }
-            })?
-        }
-        Err(error) => return Err(internal(&error)),
-    };
+    let path = vocabulary(node, entry, fetching).await?;
     let file = path.clone();
     let mut headers = tokio::task::spawn_blocking(move || read_headers(&file))
         .await
