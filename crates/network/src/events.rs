@@ -290,7 +290,7 @@ impl Actor {
     }
 
     fn on_gossip(&mut self, forwarder: &PeerId, id: &gossipsub::MessageId, message: gossipsub::Message) {
-        let (verdict, gossip) = self.judge(message);
+        let (verdict, gossip) = self.judge(forwarder, message);
         let acceptance = match verdict {
             Verdict::Accept => gossipsub::MessageAcceptance::Accept,
             Verdict::Ignore => gossipsub::MessageAcceptance::Ignore,
@@ -302,7 +302,7 @@ impl Actor {
         }
     }
 
-    fn judge(&mut self, message: gossipsub::Message) -> (Verdict, Option<Gossip>) {
+    fn judge(&mut self, forwarder: &PeerId, message: gossipsub::Message) -> (Verdict, Option<Gossip>) {
         let metrics = self.shared.metrics.clone();
         let author = message.source.as_ref().and_then(address::node_id);
         let (Some(from), Some(topic)) = (author, gossip::root_of(&message.topic)) else {
@@ -313,7 +313,9 @@ impl Actor {
             metrics.count_gossip(GossipFate::Rejected);
             return (Verdict::Reject, None);
         }
-        if !self.rates.admit(from, Instant::now()) {
+        let admitted =
+            address::node_id(forwarder).is_some_and(|forwarder| self.rates.admit(from, forwarder, Instant::now()));
+        if !admitted {
             metrics.count_gossip(GossipFate::RateLimited);
             return (Verdict::Ignore, None);
         }

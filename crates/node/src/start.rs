@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opengrid_models::{Catalogue, Fetcher, Store};
+use opengrid_models::{Catalogue, Fetcher, ModelEntry, Store};
 use opengrid_network::{IncomingStreams, Network, NetworkEvent, PeerAddress, PeerStream};
 use opengrid_privacy::sealing::KeyRing;
 use opengrid_protocol::{NodeId, limits::CHANNELS_PER_PEER_MAX};
@@ -99,6 +99,7 @@ impl Node {
             instance: rand::random(),
             instances: Mutex::default(),
             skew: skew.clone(),
+            roots: catalogue.models().map(ModelEntry::root).collect(),
         });
         let content =
             Arc::new(GridContent { network: network.clone(), placement: placement.clone(), faults: faults.clone() });
@@ -303,6 +304,7 @@ async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent
         match event {
             NetworkEvent::Connected(peer) | NetworkEvent::ConnectedAgain(peer) => {
                 node.placement.node_came(peer);
+                node.beacons.node_came(peer);
                 node.spawn(|node| async move {
                     node.cancel.run_until_cancelled(node.beacons.ask(peer)).await;
                 });
