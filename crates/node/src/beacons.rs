@@ -27,7 +27,7 @@ use crate::{
         Fault, FaultSink,
         wire::{read_frame, write_frame},
     },
-    skew::Skew,
+    skew::{self, Skew},
 };
 
 /// A node answers with its clock and its beacons and closes.
@@ -208,7 +208,7 @@ impl Beacons {
         let midway_ms = sent_ms + clock::now_ms().saturating_sub(sent_ms) / 2;
         self.node_came(node);
         self.reconnect_if_restarted(node, exchange.instance).await;
-        self.skew.observe(node, exchange.now_ms as i64 - midway_ms as i64);
+        self.skew.observe(node, skew::offset_ms(exchange.now_ms, midway_ms));
         for bytes in exchange.beacons.iter().take(MODELS_PER_NODE_MAX) {
             let fault = match Signed::from_bytes(bytes) {
                 Ok(signed) if signed.signer == node => self.take(&signed, None),
