@@ -82,7 +82,8 @@ impl Actor {
             }
             SwarmEvent::NewExternalAddrOfPeer { peer_id, address } => {
                 let (address, _) = address::split_peer(address);
-                self.discovery.book.add(peer_id, [address], Instant::now());
+                let believed = self.swarm.behaviour().kad.believed([address]);
+                self.discovery.book.add(peer_id, believed, Instant::now());
             }
             _ => {}
         }
@@ -435,7 +436,8 @@ impl Actor {
         };
         if let Some(found) = peers.into_iter().find(|found| found.peer_id == wanted) {
             let addresses = found.addrs.into_iter().map(|address| address::split_peer(address).0);
-            self.discovery.book.add(wanted, addresses.take(ADDRESSES_PER_PEER_MAX), Instant::now());
+            let believed = self.swarm.behaviour().kad.believed(addresses.take(ADDRESSES_PER_PEER_MAX));
+            self.discovery.book.add(wanted, believed, Instant::now());
         }
         if self.dialing.stage(&wanted) == Some(Stage::Lookup) {
             self.search_on(wanted, &DialError::NoAddress);
