@@ -20,6 +20,7 @@ pub enum Devices {
 pub struct SandboxProbe {
     pub read_other_file: Option<String>,
     pub write_file: Option<String>,
+    pub rename_file: Option<String>,
     pub open_socket: Option<String>,
     pub start_process: Option<String>,
 }
@@ -35,9 +36,22 @@ pub fn probe() -> SandboxProbe {
     SandboxProbe {
         read_other_file: std::fs::File::open("/etc/passwd").err().map(why),
         write_file,
+        rename_file: rename_to_itself("/etc/passwd").err().map(why),
         open_socket: std::net::UdpSocket::bind("127.0.0.1:0").err().map(why),
         start_process: std::process::Command::new("/bin/true").status().err().map(why),
     }
+}
+
+/// Does nothing where it is allowed. By `renameat`, which the filter must know beside `rename` and `renameat2`.
+#[cfg(target_os = "linux")]
+fn rename_to_itself(path: &str) -> std::io::Result<()> {
+    use rustix::fs::{CWD, renameat};
+    Ok(renameat(CWD, path, CWD, path)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn rename_to_itself(path: &str) -> std::io::Result<()> {
+    std::fs::rename(path, path)
 }
 
 /// Confines this process for good; call before any thread starts. Returns what is in force, for people.
@@ -209,16 +223,29 @@ mod linux {
         libc::SYS_chmod,
         #[cfg(target_arch = "x86_64")]
         libc::SYS_chown,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lchown,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_mknod,
         libc::SYS_unlinkat,
+        libc::SYS_renameat,
         libc::SYS_renameat2,
         libc::SYS_mkdirat,
         libc::SYS_mknodat,
         libc::SYS_linkat,
         libc::SYS_symlinkat,
+        libc::SYS_fchmod,
         libc::SYS_fchmodat,
+        libc::SYS_fchmodat2,
+        libc::SYS_fchown,
         libc::SYS_fchownat,
         libc::SYS_truncate,
         libc::SYS_setxattr,
+        libc::SYS_lsetxattr,
+        libc::SYS_fsetxattr,
+        libc::SYS_removexattr,
+        libc::SYS_lremovexattr,
+        libc::SYS_fremovexattr,
         libc::SYS_open_by_handle_at,
         libc::SYS_openat2,
         libc::SYS_mount,

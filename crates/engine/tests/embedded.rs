@@ -254,6 +254,9 @@ async fn the_child_can_neither_read_write_talk_nor_start_programs() {
     let probe = engine.probe_sandbox().await.unwrap();
     assert!(probe.read_other_file.is_some(), "{probe:?}: {}", engine.capabilities().description);
     assert!(probe.write_file.is_some(), "{probe:?}");
+    // Landlock says EACCES: this is the filter's EPERM, which holds where Landlock is missing.
+    let refused_rename = probe.rename_file.as_deref().unwrap_or_default();
+    assert!(refused_rename.contains("os error 1)"), "{probe:?}");
     assert!(probe.open_socket.is_some(), "{probe:?}");
     assert!(probe.start_process.is_some(), "{probe:?}");
     engine.shutdown().await;

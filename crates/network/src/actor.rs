@@ -319,8 +319,9 @@ impl Actor {
     }
 
     /// Idle connections are kept in a small grid only.
-    pub(crate) fn count_peers(&self) {
+    pub(crate) fn count_peers(&mut self) {
         let peers = self.shared.peers.read();
+        self.swarm.behaviour_mut().kad.meet(peers.met_public());
         let (direct, relayed) = peers.count_by_path();
         self.shared.metrics.set_peers(direct, relayed);
         self.shared.streams.keep_idle.store(peers.len() <= self.peers_kept, Ordering::Relaxed);

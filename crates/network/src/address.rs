@@ -159,6 +159,16 @@ pub(crate) fn credible(claimed: &[Multiaddr], met: &Multiaddr, limit: usize) -> 
     kept
 }
 
+/// Whether an address that the DHT tells of a peer may be tried. Anybody writes there, and who wrote is not told: where
+/// the grid is more than this LAN, a loopback or LAN address would send us to machines of our own.
+pub(crate) fn from_dht(address: &Multiaddr, met_public: bool) -> bool {
+    match reach(address) {
+        Some(Reach::Public) => true,
+        Some(Reach::Private | Reach::Loopback) => !met_public,
+        None => false,
+    }
+}
+
 /// Binary form of a multiaddress without its trailing `/p2p/…`, as invites hold it; `None` when it does not parse.
 pub fn address_to_bytes(address: &str) -> Option<Vec<u8>> {
     let (address, _) = split_peer(address.parse().ok()?);
@@ -234,6 +244,17 @@ mod tests {
         assert_eq!(from("/ip4/127.0.0.1/tcp/9").len(), 2);
         assert_eq!(credible(&claimed[..1], &address("/ip4/127.0.0.1/tcp/9"), 8).len(), 1);
         assert_eq!(credible(&claimed, &address("/ip4/10.0.0.9/tcp/9"), 1).len(), 1);
+    }
+
+    #[test]
+    fn the_dht_is_believed_of_local_addresses_only_where_there_are_no_others() {
+        let relayed = |ip: &str| format!("/ip4/{ip}/tcp/1/p2p/{}/p2p-circuit", NodeId([7; 32]));
+        let local = ["/ip4/127.0.0.1/tcp/80", "/ip4/192.168.1.1/tcp/80", "/ip6/fd00::1/tcp/80", &relayed("10.0.0.1")];
+        let public = ["/ip4/198.51.100.7/tcp/1", &relayed("198.51.100.7")];
+        assert!(local.iter().chain(&public).all(|text| from_dht(&address(text), false)));
+        assert!(local.iter().all(|text| !from_dht(&address(text), true)));
+        assert!(public.iter().all(|text| from_dht(&address(text), true)));
+        assert!(!from_dht(&address("/ip4/0.0.0.0/tcp/1"), false));
     }
 
     #[test]

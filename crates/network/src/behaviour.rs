@@ -14,6 +14,7 @@ use libp2p::{
 use crate::{
     config::{Limits, NetworkConfig, StartError},
     gossip,
+    kademlia::Kademlia,
     streams::{self, Registry},
 };
 
@@ -37,7 +38,7 @@ pub(crate) struct Behaviour {
     pub mdns: Toggle<mdns::tokio::Behaviour>,
     pub identify: identify::Behaviour,
     pub ping: ping::Behaviour,
-    pub kad: kad::Behaviour<MemoryStore>,
+    pub kad: Kademlia,
     pub gossip: gossip::Behaviour,
     pub streams: streams::Behaviour,
 }
@@ -76,7 +77,7 @@ impl Behaviour {
                     .with_cache_size(0),
             ),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
-            kad: kademlia(local),
+            kad: Kademlia::new(kademlia(local)),
             gossip: gossip::build(key)?,
             streams: streams::Behaviour::new(streams),
         })

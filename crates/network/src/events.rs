@@ -82,7 +82,8 @@ impl Actor {
             }
             SwarmEvent::NewExternalAddrOfPeer { peer_id, address } => {
                 let (address, _) = address::split_peer(address);
-                self.discovery.book.add(peer_id, [address], Instant::now());
+                let believed = self.swarm.behaviour().kad.believed([address]);
+                self.discovery.book.add(peer_id, believed, Instant::now());
             }
             _ => {}
         }
@@ -290,7 +291,7 @@ impl Actor {
     }
 
     fn on_gossip(&mut self, forwarder: &PeerId, id: &gossipsub::MessageId, message: gossipsub::Message) {
-        let (verdict, gossip) = self.judge(message);
+        let (verdict, gossip) = self.judge(forwarder, message);
         let acceptance = match verdict {
             Verdict::Accept => gossipsub::MessageAcceptance::Accept,
             Verdict::Ignore => gossipsub::MessageAcceptance::Ignore,
@@ -302,7 +303,7 @@ impl Actor {
         }
     }
 
-    fn judge(&mut self, message: gossipsub::Message) -> (Verdict, Option<Gossip>) {
+    fn judge(&mut self, forwarder: &PeerId, message: gossipsub::Message) -> (Verdict, Option<Gossip>) {
         let metrics = self.shared.metrics.clone();
         let author = message.source.as_ref().and_then(address::node_id);
         let (Some(from), Some(topic)) = (author, gossip::root_of(&message.topic)) else {
@@ -313,7 +314,9 @@ impl Actor {
             metrics.count_gossip(GossipFate::Rejected);
             return (Verdict::Reject, None);
         }
-        if !self.rates.admit(from, Instant::now()) {
+        let admitted =
+            address::node_id(forwarder).is_some_and(|forwarder| self.rates.admit(from, forwarder, Instant::now()));
+        if !admitted {
             metrics.count_gossip(GossipFate::RateLimited);
             return (Verdict::Ignore, None);
         }
@@ -433,7 +436,8 @@ impl Actor {
         };
         if let Some(found) = peers.into_iter().find(|found| found.peer_id == wanted) {
             let addresses = found.addrs.into_iter().map(|address| address::split_peer(address).0);
-            self.discovery.book.add(wanted, addresses.take(ADDRESSES_PER_PEER_MAX), Instant::now());
+            let believed = self.swarm.behaviour().kad.believed(addresses.take(ADDRESSES_PER_PEER_MAX));
+            self.discovery.book.add(wanted, believed, Instant::now());
         }
         if self.dialing.stage(&wanted) == Some(Stage::Lookup) {
             self.search_on(wanted, &DialError::NoAddress);

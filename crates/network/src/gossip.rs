@@ -29,7 +29,15 @@ pub(crate) const SUBSCRIPTIONS_MAX: usize = 512;
 /// [`MODELS_PER_NODE_MAX`](opengrid_protocol::limits::MODELS_PER_NODE_MAX) models every few seconds.
 const AUTHOR_BURST: f64 = 96.0;
 const AUTHOR_RATE_PER_S: f64 = 32.0;
-const AUTHORS_MAX: usize = 4_096;
+/// Authors new to us that one neighbour may bring: a burst, and a rate. Whoever speaks for itself needs no leave.
+const NEWCOMER_BURST: f64 = 64.0;
+const NEWCOMER_RATE_PER_S: f64 = 8.0;
+/// Then a neighbour must spend another newcomer on it: at most some 550 authors live by one neighbour's word.
+const INTRODUCTION_LIFE: Duration = Duration::from_secs(60);
+const AUTHORS_MAX: usize = 16_384;
+const FORWARDERS_MAX: usize = 4_096;
+/// A full table is searched for idle entries no more often.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 type TopicFilter = MaxCountSubscriptionFilter<CallbackSubscriptionFilter<fn(&TopicHash) -> bool>>;
 pub(crate) type Behaviour = gossipsub::Behaviour<IdentityTransform, TopicFilter>;
@@ -115,34 +123,99 @@ pub(crate) fn topic_scores() -> TopicScoreParams {
     }
 }
 
-/// A token bucket per author; a bounded table, full of the busiest.
+#[derive(Clone, Copy)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn full(burst: f64, now: Instant) -> Self {
+        Self { tokens: burst, at: now }
+    }
+
+    fn take(&mut self, burst: f64, rate_per_s: f64, now: Instant) -> bool {
+        let refill = now.saturating_duration_since(self.at).as_secs_f64() * rate_per_s;
+        self.tokens = (self.tokens + refill).min(burst);
+        self.at = now;
+        let taken = self.tokens >= 1.0;
+        if taken {
+            self.tokens -= 1.0;
+        }
+        taken
+    }
+
+    fn is_idle(&self, burst: f64, rate_per_s: f64, now: Instant) -> bool {
+        now.saturating_duration_since(self.at).as_secs_f64() >= burst / rate_per_s
+    }
+}
+
+struct Author {
+    bucket: Bucket,
+    introduced: Instant,
+}
+
+/// A token bucket per author, and one per neighbour for the authors that it introduces: keys cost nothing, so an
+/// author of whom only one neighbour speaks counts as that neighbour's word. Bounded tables, full of the busiest.
 #[derive(Default)]
 pub(crate) struct AuthorRates {
-    buckets: HashMap<NodeId, (f64, Instant)>,
+    authors: HashMap<NodeId, Author>,
+    forwarders: HashMap<NodeId, Bucket>,
+    swept: Option<Instant>,
 }
 
 impl AuthorRates {
-    pub fn admit(&mut self, author: NodeId, now: Instant) -> bool {
-        if self.buckets.len() >= AUTHORS_MAX && !self.buckets.contains_key(&author) {
-            self.forget_idle(now);
-            if self.buckets.len() >= AUTHORS_MAX {
+    pub fn admit(&mut self, author: NodeId, forwarder: NodeId, now: Instant) -> bool {
+        if !self.is_introduced(&author, now) && !self.introduce(author, forwarder, now) {
+            return false;
+        }
+        self.authors.get_mut(&author).is_some_and(|known| known.bucket.take(AUTHOR_BURST, AUTHOR_RATE_PER_S, now))
+    }
+
+    fn is_introduced(&self, author: &NodeId, now: Instant) -> bool {
+        let fresh = |known: &Author| now.saturating_duration_since(known.introduced) < INTRODUCTION_LIFE;
+        self.authors.get(author).is_some_and(fresh)
+    }
+
+    fn introduce(&mut self, author: NodeId, forwarder: NodeId, now: Instant) -> bool {
+        let in_person = author == forwarder;
+        if !in_person && !self.may_introduce(forwarder, now) {
+            return false;
+        }
+        if self.authors.len() >= AUTHORS_MAX && !self.authors.contains_key(&author) {
+            self.sweep(now);
+            if self.authors.len() >= AUTHORS_MAX && !(in_person && self.drop_one()) {
                 return false;
             }
         }
-        let (tokens, at) = self.buckets.entry(author).or_insert((AUTHOR_BURST, now));
-        let refill = now.saturating_duration_since(*at).as_secs_f64() * AUTHOR_RATE_PER_S;
-        *tokens = (*tokens + refill).min(AUTHOR_BURST);
-        *at = now;
-        let admitted = *tokens >= 1.0;
-        if admitted {
-            *tokens -= 1.0;
-        }
-        admitted
+        let new = Author { bucket: Bucket::full(AUTHOR_BURST, now), introduced: now };
+        self.authors.entry(author).or_insert(new).introduced = now;
+        true
     }
 
-    fn forget_idle(&mut self, now: Instant) {
-        let full_again = Duration::from_secs_f64(AUTHOR_BURST / AUTHOR_RATE_PER_S);
-        self.buckets.retain(|_, (_, at)| now.saturating_duration_since(*at) < full_again);
+    fn may_introduce(&mut self, forwarder: NodeId, now: Instant) -> bool {
+        if self.forwarders.len() >= FORWARDERS_MAX && !self.forwarders.contains_key(&forwarder) {
+            self.sweep(now);
+            if self.forwarders.len() >= FORWARDERS_MAX {
+                return false;
+            }
+        }
+        let bucket = self.forwarders.entry(forwarder).or_insert(Bucket::full(NEWCOMER_BURST, now));
+        bucket.take(NEWCOMER_BURST, NEWCOMER_RATE_PER_S, now)
+    }
+
+    fn drop_one(&mut self) -> bool {
+        let any = self.authors.keys().next().copied();
+        any.is_some_and(|any| self.authors.remove(&any).is_some())
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|swept| now.saturating_duration_since(swept) < SWEEP_PAUSE) {
+            return;
+        }
+        self.swept = Some(now);
+        self.authors.retain(|_, known| !known.bucket.is_idle(AUTHOR_BURST, AUTHOR_RATE_PER_S, now));
+        self.forwarders.retain(|_, bucket| !bucket.is_idle(NEWCOMER_BURST, NEWCOMER_RATE_PER_S, now));
     }
 }
 
@@ -159,20 +232,65 @@ mod tests {
         assert_eq!(root_of(&IdentTopic::new("other").hash()), None);
     }
 
+    fn node(kind: u8, number: u32) -> NodeId {
+        let mut id = [kind; 32];
+        id[..4].copy_from_slice(&number.to_le_bytes());
+        NodeId(id)
+    }
+
     #[test]
-    fn an_author_is_held_to_its_rate_and_the_table_to_its_size() {
+    fn an_author_is_held_to_its_rate_and_the_tables_to_their_size() {
         let mut rates = AuthorRates::default();
         let start = Instant::now();
-        let admitted = (0..1_000).filter(|_| rates.admit(NodeId([1; 32]), start)).count();
+        let speak = |rates: &mut AuthorRates, id: NodeId, now| rates.admit(id, id, now);
+        let admitted = (0..1_000).filter(|_| speak(&mut rates, node(1, 0), start)).count();
         assert_eq!(admitted, AUTHOR_BURST as usize);
-        assert!(rates.admit(NodeId([2; 32]), start), "others are not disturbed");
-        assert!(rates.admit(NodeId([1; 32]), start + Duration::from_secs(1)));
+        assert!(speak(&mut rates, node(2, 0), start), "others are not disturbed");
+        assert!(speak(&mut rates, node(1, 0), start + Duration::from_secs(1)));
         for number in 0..2 * AUTHORS_MAX as u32 {
-            let mut id = [9; 32];
-            id[..4].copy_from_slice(&number.to_le_bytes());
-            rates.admit(NodeId(id), start + Duration::from_secs(2));
+            let now = start + Duration::from_secs(2);
+            assert!(speak(&mut rates, node(9, number), now), "who speaks for itself always finds room");
+            rates.admit(node(8, number), node(7, number), now);
         }
-        assert!(rates.buckets.len() <= AUTHORS_MAX);
-        assert!(rates.admit(NodeId([3; 32]), start + Duration::from_secs(60)), "idle authors make room");
+        assert!(rates.authors.len() <= AUTHORS_MAX && rates.forwarders.len() <= FORWARDERS_MAX);
+        let later = start + Duration::from_secs(60);
+        assert!(rates.admit(node(3, 0), node(4, 0), later), "idle authors make room");
+    }
+
+    #[test]
+    fn one_neighbour_introduces_few_invented_authors_and_silences_nobody() {
+        let mut rates = AuthorRates::default();
+        let start = Instant::now();
+        let (crook, honest) = (node(1, 0), node(2, 0));
+        // 20,000 authors in 20 seconds, and as many again of the same ones.
+        let at = |number: u32| start + Duration::from_millis(u64::from(number));
+        let flood = |rates: &mut AuthorRates| {
+            let admitted = |number: &u32| rates.admit(node(9, *number), crook, at(*number));
+            (0..20_000).filter(admitted).count()
+        };
+        let admitted = flood(&mut rates);
+        assert!((220..=230).contains(&admitted), "{admitted}");
+        let now = at(20_000);
+        assert!(rates.admit(node(5, 0), node(5, 0), now), "a newcomer that speaks for itself");
+        assert!(rates.admit(node(6, 0), honest, now), "a far newcomer by way of another neighbour");
+        assert!(rates.admit(crook, crook, now), "the crook's own words are not counted as newcomers");
+    }
+
+    #[test]
+    fn invented_authors_do_not_pile_up_over_time() {
+        let mut rates = AuthorRates::default();
+        let start = Instant::now();
+        let crook = node(1, 0);
+        let mut heard: HashMap<u32, u64> = HashMap::new();
+        for second in 0..600_u64 {
+            let now = start + Duration::from_secs(second);
+            for number in 0..2_000 {
+                if rates.admit(node(9, number), crook, now) {
+                    heard.insert(number, second);
+                }
+            }
+        }
+        let live = heard.values().filter(|second| **second >= 592).count();
+        assert!((64..=600).contains(&live), "{live}");
     }
 }

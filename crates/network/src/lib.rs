@@ -22,6 +22,7 @@ mod dialing;
 mod discovery;
 mod events;
 mod gossip;
+mod kademlia;
 mod metrics;
 mod nat;
 mod peer_cache;

@@ -27,7 +27,7 @@ use crate::{
         Fault, FaultSink,
         wire::{read_frame, write_frame},
     },
-    skew::Skew,
+    skew::{self, Skew},
 };
 
 /// A node answers with its clock and its beacons and closes.
@@ -65,7 +65,8 @@ pub fn judge(gossip: &Gossip) -> Verdict {
     let Ok(signed) = Signed::from_bytes(&gossip.bytes) else {
         return Verdict::Reject;
     };
-    // A node speaks for itself only: nobody fills the lists with invented workers over one connection.
+    // A node speaks for itself only. That alone stops nobody from inventing nodes: the network counts the authors that
+    // one neighbour brings, and the directory prefers nodes that were met.
     if signed.signer != gossip.from {
         return Verdict::Reject;
     }
@@ -74,6 +75,17 @@ pub fn judge(gossip: &Gossip) -> Verdict {
         Err(BeaconError::Record(error)) if clock::is_clock_error(&error) => Verdict::Ignore,
         Err(_) => Verdict::Reject,
     }
+}
+
+/// `None` for a good beacon of a model that is not in the catalogue: a peer may have others, we cannot use them.
+fn open_wanted(
+    signed: &Signed,
+    topic: Option<ModelRoot>,
+    roots: &HashSet<ModelRoot>,
+    now_ms: u64,
+) -> Result<Option<Beacon>, BeaconError> {
+    let beacon = directory::open_beacon(signed, topic, now_ms)?;
+    Ok(roots.contains(&beacon.model).then_some(beacon))
 }
 
 /// How long to wait between beacons when `workers` of a model are seen: the whole topic's traffic stays in budget. The
@@ -93,6 +105,8 @@ pub struct Beacons {
     /// Of the connected peers.
     pub instances: Mutex<HashMap<NodeId, u64>>,
     pub skew: Arc<Skew>,
+    /// Of the catalogue: others nobody can ask for.
+    pub roots: HashSet<ModelRoot>,
 }
 
 impl Beacons {
@@ -120,6 +134,7 @@ impl Beacons {
     /// Returns the time until the next round.
     async fn publish_all(&self) -> Duration {
         let mut interval = INTERVAL;
+        self.node_came(self.network.local());
         for (beacon, bytes) in self.signed_beacons(&mut interval) {
             let model = beacon.model;
             self.placement.directory.lock().hear(self.network.local(), beacon, clock::monotonic_ms());
@@ -155,8 +170,9 @@ impl Beacons {
         if signed.signer == self.network.local() {
             return None;
         }
-        match directory::open_beacon(signed, topic, now_ms) {
-            Ok(beacon) => {
+        match open_wanted(signed, topic, &self.roots, now_ms) {
+            Ok(None) => None,
+            Ok(Some(beacon)) => {
                 let model_id = beacon.model_id.clone();
                 if self.placement.directory.lock().hear(signed.signer, beacon, clock::monotonic_ms()) == Heard::New {
                     tracing::info!(worker = %signed.signer.short(), %model_id, "worker joined");
@@ -169,6 +185,11 @@ impl Beacons {
             }
             Err(_) => Some(Fault::BadRecord),
         }
+    }
+
+    /// The node is connected: what it says of itself finds room.
+    pub fn node_came(&self, node: NodeId) {
+        self.placement.directory.lock().meet(node, clock::monotonic_ms());
     }
 
     /// Asks a node that was just met what it serves, so that it gets work at once.
@@ -185,8 +206,9 @@ impl Beacons {
             return (self.faults)(node, Fault::Malformed);
         };
         let midway_ms = sent_ms + clock::now_ms().saturating_sub(sent_ms) / 2;
+        self.node_came(node);
         self.reconnect_if_restarted(node, exchange.instance).await;
-        self.skew.observe(node, exchange.now_ms as i64 - midway_ms as i64);
+        self.skew.observe(node, skew::offset_ms(exchange.now_ms, midway_ms));
         for bytes in exchange.beacons.iter().take(MODELS_PER_NODE_MAX) {
             let fault = match Signed::from_bytes(bytes) {
                 Ok(signed) if signed.signer == node => self.take(&signed, None),
@@ -261,9 +283,8 @@ mod tests {
         assert_eq!(interval_for(1_000_000), INTERVAL_MAX);
     }
 
-    #[test]
-    fn nonsense_and_ventriloquism_are_rejected_and_a_wrong_clock_ignored() {
-        let beacon = Beacon {
+    fn beacon() -> Beacon {
+        Beacon {
             model: ModelRoot([1; 32]),
             model_id: "m".into(),
             class: opengrid_protocol::beacon::Class::Approximate,
@@ -277,7 +298,21 @@ mod tests {
             decode_millitokens_per_s: 1,
             prefill_millitokens_per_s: 1,
             draining: false,
-        };
+        }
+    }
+
+    #[test]
+    fn models_outside_the_catalogue_are_passed_over() {
+        let signed = Signed::seal(&beacon(), &[1; 32]);
+        let open = |roots: &HashSet<ModelRoot>| open_wanted(&signed, None, roots, 1);
+        assert_eq!(open(&[beacon().model].into()), Ok(Some(beacon())));
+        assert_eq!(open(&[ModelRoot([2; 32])].into()), Ok(None));
+        assert!(open_wanted(&signed, None, &HashSet::new(), 1_000_000).is_err(), "bad ones are told apart");
+    }
+
+    #[test]
+    fn nonsense_and_ventriloquism_are_rejected_and_a_wrong_clock_ignored() {
+        let beacon = beacon();
         let now = clock::now_ms();
         let old = Signed::seal(&beacon, &[1; 32]);
         let fresh = Signed::seal(&Beacon { issued_ms: now, sequence: now, ..beacon.clone() }, &[1; 32]);

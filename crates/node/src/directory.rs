@@ -1,12 +1,19 @@
 //! Who serves what, from signed, expiring beacons. Pure: time comes in, nothing is sent. Signatures are judged by the
 //! wall clock; how long a worker stays listed is counted on a monotonic one, which nobody sets.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet};
 
-use opengrid_protocol::{ModelRoot, NodeId, Signed, beacon::Beacon, signed::RecordError};
+use opengrid_protocol::{
+    ModelRoot, NodeId, Signed,
+    beacon::Beacon,
+    limits::{BEACON_LIFE_MS, MODELS_PER_NODE_MAX},
+    signed::RecordError,
+};
 
-/// Most (model, node) pairs remembered; beyond it the newcomer is dropped.
+/// Most (model, node) pairs remembered. Beyond it strangers are dropped, for nodes that were met strangers leave.
 const ENTRIES_MAX: usize = 20_000;
+/// Nodes that were met and are not forgotten as such: so many that all they may say fits.
+const MET_MAX: usize = ENTRIES_MAX / MODELS_PER_NODE_MAX;
 /// A node may refresh a beacon this often; faster ones are ignored.
 const BEACON_GAP_MS_MIN: u64 = 100;
 /// How long the sequence of a gone worker is remembered, so that late gossip does not bring it back.
@@ -35,6 +42,11 @@ pub enum BeaconError {
 #[derive(Debug, Default)]
 pub struct Directory {
     workers: BTreeMap<(ModelRoot, NodeId), Known>,
+    /// The models of each node in `workers`.
+    models: BTreeMap<NodeId, BTreeSet<ModelRoot>>,
+    /// Nodes that proved over a connection that they exist, and when they last spoke. Others are known by hearsay:
+    /// anybody can invent them.
+    met: BTreeMap<NodeId, u64>,
 }
 
 #[derive(Debug)]
@@ -65,30 +77,85 @@ pub fn open_beacon(signed: &Signed, topic: Option<ModelRoot>, now_ms: u64) -> Re
 }
 
 impl Directory {
-    pub fn hear(&mut self, node: NodeId, beacon: Beacon, now_ms: u64) -> Heard {
-        let full = self.workers.len() >= ENTRIES_MAX;
-        match self.workers.entry((beacon.model, node)) {
-            Entry::Vacant(_) if full => Heard::Ignored,
-            Entry::Vacant(entry) => {
-                entry.insert(Known { beacon, heard_ms: now_ms, gone: false });
-                Heard::New
-            }
-            Entry::Occupied(mut entry) => {
-                let known = entry.get_mut();
-                let was_live = known.is_live(now_ms);
-                let too_soon = was_live && now_ms < known.heard_ms + BEACON_GAP_MS_MIN;
-                if beacon.sequence <= known.beacon.sequence || too_soon {
-                    return Heard::Ignored;
-                }
-                *known = Known { beacon, heard_ms: now_ms, gone: false };
-                if was_live { Heard::Refreshed } else { Heard::New }
+    /// The node is connected to us.
+    pub fn meet(&mut self, node: NodeId, now_ms: u64) {
+        if self.met.len() >= MET_MAX && !self.met.contains_key(&node) {
+            let longest_silent = self.met.iter().min_by_key(|(_, at)| **at).map(|(node, _)| *node);
+            longest_silent.map(|node| self.met.remove(&node));
+        }
+        self.met.insert(node, now_ms);
+    }
+
+    pub fn hear(&mut self, node: NodeId, mut beacon: Beacon, now_ms: u64) -> Heard {
+        match self.met.get_mut(&node) {
+            Some(at) => *at = now_ms,
+            None => beacon.life_ms = beacon.life_ms.min(BEACON_LIFE_MS),
+        }
+        let key = (beacon.model, node);
+        let Some(known) = self.workers.get_mut(&key) else {
+            return self.hear_new(key, beacon, now_ms);
+        };
+        let was_live = known.is_live(now_ms);
+        let too_soon = was_live && now_ms < known.heard_ms + BEACON_GAP_MS_MIN;
+        if beacon.sequence <= known.beacon.sequence || too_soon {
+            return Heard::Ignored;
+        }
+        *known = Known { beacon, heard_ms: now_ms, gone: false };
+        if was_live { Heard::Refreshed } else { Heard::New }
+    }
+
+    fn hear_new(&mut self, key: (ModelRoot, NodeId), beacon: Beacon, now_ms: u64) -> Heard {
+        let node = key.1;
+        if !self.make_room_of(node, now_ms) || !self.make_room_for(node) {
+            return Heard::Ignored;
+        }
+        self.workers.insert(key, Known { beacon, heard_ms: now_ms, gone: false });
+        self.models.entry(node).or_default().insert(key.0);
+        Heard::New
+    }
+
+    /// Among the node's own entries: a dead one leaves.
+    fn make_room_of(&mut self, node: NodeId, now_ms: u64) -> bool {
+        let Some(models) = self.models.get(&node).filter(|models| models.len() >= MODELS_PER_NODE_MAX) else {
+            return true;
+        };
+        let is_dead =
+            |model: &&ModelRoot| !self.workers.get(&(**model, node)).is_some_and(|known| known.is_live(now_ms));
+        let dead = models.iter().find(is_dead).copied();
+        dead.is_some_and(|model| self.remove((model, node)))
+    }
+
+    /// In the whole list: the stranger that was heard longest ago leaves for a node that was met.
+    fn make_room_for(&mut self, node: NodeId) -> bool {
+        if self.workers.len() < ENTRIES_MAX {
+            return true;
+        }
+        if !self.met.contains_key(&node) {
+            return false;
+        }
+        let strangers = self.workers.iter().filter(|((_, id), _)| !self.met.contains_key(id));
+        let oldest = strangers.min_by_key(|(_, known)| known.heard_ms).map(|(key, _)| *key);
+        oldest.is_some_and(|key| self.remove(key))
+    }
+
+    fn remove(&mut self, key: (ModelRoot, NodeId)) -> bool {
+        let (model, node) = key;
+        if let Some(models) = self.models.get_mut(&node) {
+            models.remove(&model);
+            if models.is_empty() {
+                self.models.remove(&node);
             }
         }
+        self.workers.remove(&key).is_some()
     }
 
     /// The node is gone (its connection closed): off every list at once. A newer beacon brings it back.
     pub fn forget_node(&mut self, node: NodeId) {
-        self.workers.iter_mut().filter(|((_, id), _)| *id == node).for_each(|(_, known)| known.gone = true);
+        for model in self.models.get(&node).into_iter().flatten() {
+            if let Some(known) = self.workers.get_mut(&(*model, node)) {
+                known.gone = true;
+            }
+        }
     }
 
     /// Live workers of a model, in the order of their ids.
@@ -115,7 +182,11 @@ impl Directory {
 
     /// Drops what expired long ago.
     pub fn prune(&mut self, now_ms: u64) {
-        self.workers.retain(|_, known| now_ms < known.heard_ms + known.beacon.life_ms + TOMBSTONE_MS);
+        let is_over = |known: &Known| now_ms >= known.heard_ms + known.beacon.life_ms + TOMBSTONE_MS;
+        let over: Vec<_> = self.workers.iter().filter(|(_, known)| is_over(known)).map(|(key, _)| *key).collect();
+        for key in over {
+            self.remove(key);
+        }
     }
 }
 
@@ -155,7 +226,7 @@ mod tests {
         assert_eq!(directory.workers(MODEL, 9_000).count(), 0);
         assert_eq!(directory.hear(NODE, beacon(2), 9_500), Heard::New);
         directory.prune(9_500 + 8_000 + TOMBSTONE_MS);
-        assert!(directory.workers.is_empty());
+        assert!(directory.workers.is_empty() && directory.models.is_empty());
     }
 
     #[test]
@@ -176,6 +247,60 @@ mod tests {
         assert_eq!(directory.hear(NODE, beacon(4), 2_000), Heard::Ignored);
         assert_eq!(directory.hear(NODE, beacon(6), 1_050), Heard::Ignored);
         assert_eq!(directory.hear(NODE, beacon(6), 1_100), Heard::Refreshed);
+    }
+
+    fn invented(number: u32) -> NodeId {
+        let mut id = [9; 32];
+        id[..4].copy_from_slice(&number.to_be_bytes());
+        NodeId(id)
+    }
+
+    #[test]
+    fn nodes_that_were_met_find_room_in_a_list_full_of_strangers() {
+        let mut directory = Directory::default();
+        for number in 0..2 * ENTRIES_MAX as u32 {
+            directory.hear(invented(number), beacon(1), 1_000 + u64::from(number));
+        }
+        assert_eq!(directory.workers.len(), ENTRIES_MAX);
+        let now = 50_000;
+        assert_eq!(directory.hear(NODE, beacon(1), now), Heard::Ignored);
+        directory.meet(NODE, now);
+        assert_eq!(directory.hear(NODE, beacon(1), now), Heard::New);
+        assert_eq!(directory.workers.len(), ENTRIES_MAX);
+        assert!(!directory.models.contains_key(&invented(0)), "the oldest made room");
+        assert!(directory.workers(MODEL, now).any(|(node, _)| node == NODE));
+    }
+
+    #[test]
+    fn whoever_was_met_is_forgotten_only_for_others_that_were() {
+        let mut directory = Directory::default();
+        directory.meet(NODE, 0);
+        (0..MET_MAX as u32 - 1).for_each(|number| directory.meet(invented(number), 1));
+        directory.hear(NODE, beacon(1), 2);
+        directory.meet(invented(u32::MAX), 3);
+        assert_eq!(directory.met.len(), MET_MAX);
+        assert!(directory.met.contains_key(&NODE), "it spoke since");
+    }
+
+    #[test]
+    fn a_node_has_so_many_models_and_a_dead_one_leaves_for_a_new_one() {
+        let mut directory = Directory::default();
+        let of = |model: u8| Beacon { model: ModelRoot([model; 32]), ..beacon(1) };
+        let heard = (0..100).filter(|model| directory.hear(NODE, of(*model), 0) == Heard::New).count();
+        assert_eq!(heard, MODELS_PER_NODE_MAX);
+        assert_eq!(directory.hear(NODE, of(200), 8_000), Heard::New);
+        assert_eq!(directory.workers.len(), MODELS_PER_NODE_MAX);
+    }
+
+    #[test]
+    fn strangers_are_believed_for_the_usual_life_only() {
+        let mut directory = Directory::default();
+        let long = |sequence| Beacon { life_ms: 120_000, ..beacon(sequence) };
+        directory.hear(NODE, long(1), 0);
+        assert_eq!(directory.workers(MODEL, 8_000).count(), 0);
+        directory.meet(NODE, 9_000);
+        directory.hear(NODE, long(2), 9_000);
+        assert_eq!(directory.workers(MODEL, 128_999).count(), 1);
     }
 
     #[test]

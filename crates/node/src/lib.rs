@@ -17,6 +17,7 @@ mod loading;
 mod metrics;
 mod node;
 pub mod placement;
+mod places;
 mod proof;
 pub mod pull;
 pub mod routing;

@@ -1,14 +1,13 @@
 //! Building a node, in order, and the tasks that it lives by.
 
 use std::{
-    collections::HashMap,
     io,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
-use opengrid_models::{Catalogue, Fetcher, Store};
+use opengrid_models::{Catalogue, Fetcher, ModelEntry, Store};
 use opengrid_network::{IncomingStreams, Network, NetworkEvent, PeerAddress, PeerStream};
 use opengrid_privacy::sealing::KeyRing;
 use opengrid_protocol::{NodeId, limits::CHANNELS_PER_PEER_MAX};
@@ -27,6 +26,7 @@ use crate::{
     metrics::Metrics,
     node::Node,
     placement::Placement,
+    places::Places,
     runtime::Runtime,
     serving::Serving,
     session::{
@@ -99,6 +99,7 @@ impl Node {
             instance: rand::random(),
             instances: Mutex::default(),
             skew: skew.clone(),
+            roots: catalogue.models().map(ModelEntry::root).collect(),
         });
         let content =
             Arc::new(GridContent { network: network.clone(), placement: placement.clone(), faults: faults.clone() });
@@ -170,7 +171,7 @@ impl Node {
         })?;
         self.serve_streams(SESSION_PROTOCOL, {
             let serving = self.serving.clone();
-            let channels = Channels::default();
+            let channels = Places::new(CHANNELS_PER_PEER_MAX);
             move |gateway, stream| {
                 let (keys, serving, faults) = (keys.clone(), serving.clone(), faults.clone());
                 let place = channels.take(gateway);
@@ -303,6 +304,7 @@ async fn follow_network(node: Arc<Node>, mut events: mpsc::Receiver<NetworkEvent
         match event {
             NetworkEvent::Connected(peer) | NetworkEvent::ConnectedAgain(peer) => {
                 node.placement.node_came(peer);
+                node.beacons.node_came(peer);
                 node.spawn(|node| async move {
                     node.cancel.run_until_cancelled(node.beacons.ask(peer)).await;
                 });
@@ -347,38 +349,5 @@ async fn serve_session(
     tracing::debug!(gateway = %gateway.short(), %end, "session channel ended");
     if let ChannelEnd::Fault(fault) = end {
         faults(gateway, fault);
-    }
-}
-
-/// Open session channels by gateway, at most [`CHANNELS_PER_PEER_MAX`] each.
-#[derive(Clone, Default)]
-struct Channels(Arc<Mutex<HashMap<NodeId, usize>>>);
-
-impl Channels {
-    fn take(&self, gateway: NodeId) -> Option<ChannelPlace> {
-        let mut open = self.0.lock();
-        let count = open.entry(gateway).or_default();
-        if *count >= CHANNELS_PER_PEER_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(ChannelPlace { channels: self.clone(), gateway })
-    }
-}
-
-struct ChannelPlace {
-    channels: Channels,
-    gateway: NodeId,
-}
-
-impl Drop for ChannelPlace {
-    fn drop(&mut self) {
-        let mut open = self.channels.0.lock();
-        if let Some(count) = open.get_mut(&self.gateway) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.gateway);
-            }
-        }
     }
 }

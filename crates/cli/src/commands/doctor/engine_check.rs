@@ -56,6 +56,7 @@ fn holes(probe: &SandboxProbe) -> Vec<&'static str> {
     let tries = [
         (&probe.read_other_file, "read other files"),
         (&probe.write_file, "write files"),
+        (&probe.rename_file, "rename files"),
         (&probe.open_socket, "open sockets"),
         (&probe.start_process, "start programs"),
     ];
@@ -72,6 +73,7 @@ mod tests {
         let tight = SandboxProbe {
             read_other_file: refused.clone(),
             write_file: refused.clone(),
+            rename_file: refused.clone(),
             open_socket: refused.clone(),
             start_process: refused,
         };
