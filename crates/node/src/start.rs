@@ -169,7 +169,9 @@ impl Node {
             let keys = keys.clone();
             move |_, stream| send_key(keys.clone(), stream)
         })?;
-        self.serve_streams(SESSION_PROTOCOL, {
+        // Room for all that the connections can hold: idle channels of many do not shut the others out.
+        let channels_max = self.config.network.connections_max as usize * CHANNELS_PER_PEER_MAX;
+        self.serve_streams_up_to(channels_max, SESSION_PROTOCOL, {
             let serving = self.serving.clone();
             let channels = Places::new(CHANNELS_PER_PEER_MAX);
             move |gateway, stream| {
@@ -217,19 +219,37 @@ impl Node {
         T: Fn(NodeId, PeerStream) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
+        self.serve_streams_up_to(STREAMS_AT_ONCE, protocol, handle)
+    }
+
+    fn serve_streams_up_to<F, T>(
+        self: &Arc<Self>,
+        at_once: usize,
+        protocol: &'static str,
+        handle: T,
+    ) -> Result<(), StartError>
+    where
+        T: Fn(NodeId, PeerStream) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let incoming = self.network.accept(protocol)?;
         let (tasks, cancel) = (self.tasks.clone(), self.cancel.clone());
-        self.tasks.spawn(accept_all(incoming, handle, tasks, cancel));
+        let permits = Arc::new(Semaphore::new(at_once));
+        self.tasks.spawn(accept_all(incoming, permits, handle, tasks, cancel));
         Ok(())
     }
 }
 
-async fn accept_all<F, T>(mut incoming: IncomingStreams, handle: T, tasks: TaskTracker, cancel: CancellationToken)
-where
+async fn accept_all<F, T>(
+    mut incoming: IncomingStreams,
+    permits: Arc<Semaphore>,
+    handle: T,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+) where
     T: Fn(NodeId, PeerStream) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let permits = Arc::new(Semaphore::new(STREAMS_AT_ONCE));
     loop {
         let next = async {
             let permit = permits.clone().acquire_owned().await.ok()?;
