@@ -47,10 +47,12 @@ def prepare(options):
         subprocess.run(build, cwd=grid.ROOT, check=True)
     options.store = pathlib.Path(os.environ.get("OPENGRID_MODELS") or grid.ROOT / ".bench" / "store")
     options.store.mkdir(parents=True, exist_ok=True)
-    pulled = grid.run("pull", grid.MODEL, "--home", str(grid.ROOT / ".bench" / "home"), env=grid.base_env(options.store), timeout_s=600)
+    home, env = str(grid.ROOT / ".bench" / "home"), grid.base_env(options.store)
+    pulled = grid.run("pull", grid.MODEL, "--home", home, env=env, timeout_s=600)
     if pulled.returncode != 0:
         raise SystemExit(f"bench: the model cannot be fetched: {pulled.stderr.strip()}")
-    options.model = max(options.store.rglob("*.gguf"), key=lambda path: path.stat().st_size)
+    # The store may hold other models: `invariance` leaves its own there.
+    options.model = pathlib.Path(grid.run("show", grid.MODEL, "--path", "--home", home, env=env).stdout.strip())
 
 
 def main():

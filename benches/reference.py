@@ -65,9 +65,9 @@ class Server:
 
 
 def quantised(source, kind):
-    """`source` requantised, kept under .bench/models. Not a way to make good models: the speed is the same, the text
+    """`source` requantised, kept under .bench/quantised. Not a way to make good models: the speed is the same, the text
     is worse than from the original weights."""
-    target = grid.ROOT / ".bench" / "models" / f"{pathlib.Path(source).stem.partition('.Q')[0]}.{kind}.gguf"
+    target = grid.ROOT / ".bench" / "quantised" / f"{pathlib.Path(source).stem.partition('.Q')[0]}.{kind}.gguf"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         half = target.with_suffix(".half")

@@ -5,7 +5,7 @@ import pathlib
 import tempfile
 
 import client
-from grid import MODEL, Grid, model_file, run
+from grid import MODEL, Grid, model_file, run, wait_until
 
 NO_OTHER_SOURCE = {"OPENGRID_MODELS_SOURCES": "peers"}
 
@@ -37,9 +37,10 @@ def test_a_gateway_with_an_empty_store_gets_the_vocabulary_alone():
 
 def test_pull_through_a_running_node_asks_its_peers():
     with Grid() as grid, tempfile.TemporaryDirectory(prefix="opengrid-empty-") as empty:
-        worker = grid.add("worker", serve=MODEL)
-        node = grid.add("node", join=worker, models_dir=empty, env=NO_OTHER_SOURCE)
-        grid.wait_for_workers(1, at=node)
+        # Has the file and serves nothing.
+        holder = grid.add("holder")
+        node = grid.add("node", join=holder, models_dir=empty, env=NO_OTHER_SOURCE)
+        wait_until("they are connected", lambda: holder.peer_id in node.connected(), 10)
         pulled = run("pull", MODEL, "--home", str(node.home), "--json", env=node.env)
         assert pulled.returncode == 0, pulled.stderr
         assert "from peers" in pulled.stderr

@@ -34,9 +34,17 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// The whole chain of causes on one line; line breaks of foreign messages become spaces.
+/// The whole chain of causes on one line, without those that a message before them holds already; line breaks of foreign
+/// messages become spaces.
 pub fn one_line(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
+    let mut text = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -54,6 +62,12 @@ mod tests {
         assert_eq!(exit_code(&anyhow::anyhow!("no")), 1);
         assert_eq!(exit_code(&io::Error::from(io::ErrorKind::BrokenPipe).into()), 0);
         assert_eq!(exit_code(&io::Error::from(io::ErrorKind::NotFound).into()), 1);
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = anyhow::anyhow!("no such file").context("cannot read x: no such file; mend it").context("while y");
+        assert_eq!(one_line(&error), "while y: cannot read x: no such file; mend it");
     }
 
     #[test]

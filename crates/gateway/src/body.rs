@@ -23,10 +23,11 @@ const DISCARD_TIME_MAX: Duration = Duration::from_secs(5);
 /// The body of `request` as a `T`.
 ///
 /// # Errors
-/// 415 for other content types, 413 over `bytes_max`, 408 when it comes too slowly, 400 with the path of the field at
+/// 415 for other content types and for encoded bodies, 413 over `bytes_max`, 408 when it comes too slowly, 400 with the path of the field at
 /// fault.
 pub async fn read_json<T: DeserializeOwned>(request: Request, bytes_max: usize) -> Result<T, ApiError> {
     check_content_type(request.headers())?;
+    check_encoding(request.headers())?;
     let bytes = read(request, bytes_max).await?;
     parse(&bytes)
 }
@@ -43,6 +44,18 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
     let message = "the content type must be application/json (curl: -H 'content-type: application/json')";
     Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    match encoding {
+        Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => {
+            let shown: String = encoding.chars().take(40).collect();
+            let message = format!("send the body as it is: the content encoding `{shown}` is not supported");
+            Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn read(request: Request, bytes_max: usize) -> Result<Bytes, ApiError> {

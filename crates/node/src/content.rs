@@ -30,6 +30,8 @@ const REQUEST_BYTES_MAX: usize = 64;
 const MANIFEST_BYTES_MAX: usize = 40 * 1024 * 1024;
 /// A slow peer may take this long for a chunk of 1 MiB; then another is asked.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connected peers that are asked for a file although nobody names them.
+const NEIGHBOURS_ASKED: usize = 16;
 /// A peer that opens a stream asks at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// Chunks served at once, to all and to one peer; more are told `Busy`.
@@ -99,6 +101,11 @@ impl PeerSource for GridContent {
         nodes.extend(self.network.providers(root).await);
         nodes.sort_unstable();
         nodes.dedup();
+        // Neighbours last: one may hold a file that it neither serves nor has announced.
+        let connected: Vec<NodeId> = self.network.peers().into_iter().map(|peer| peer.node).collect();
+        let unnamed =
+            connected.into_iter().filter(|node| !nodes.contains(node)).take(NEIGHBOURS_ASKED).collect::<Vec<_>>();
+        nodes.extend(unnamed);
         nodes.retain(|node| *node != local);
         nodes
     }

@@ -46,7 +46,7 @@ pub trait GridHandle: Send + Sync {
     /// stops the download; what is there is kept for the next one.
     ///
     /// # Errors
-    /// [`GridError::UnknownModel`], or [`GridError::Invalid`] when too many downloads run already.
+    /// [`GridError::UnknownModel`], or [`GridError::Overloaded`] when too many downloads run already.
     fn pull(&self, model: &str) -> Result<mpsc::Receiver<PullEvent>, GridError>;
 
     /// Asks the process to drain and exit.
@@ -137,6 +137,8 @@ pub enum GridError {
     NoWorker { model: String, retry_after_s: u32 },
     #[error("this model's maximum context length is {limit} tokens, the request needs {needed}")]
     ContextOverflow { limit: u32, needed: u32 },
+    #[error("{0}")]
+    Overloaded(String),
     #[error("invalid request: {0}")]
     Invalid(String),
     #[error("internal error: {0}")]

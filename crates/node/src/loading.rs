@@ -9,6 +9,7 @@ use opengrid_models::{
     download::{Phase, Progress, ProgressSink},
     gguf,
 };
+use opengrid_protocol::limits::MODELS_PER_NODE_MAX;
 
 use crate::{
     config::{EngineKind, Role, Serve},
@@ -36,6 +37,24 @@ pub fn resolve(serve: &Serve, catalogue: &Catalogue) -> Result<Option<Vec<ModelE
             .collect::<Result<_, _>>()
             .map(Some),
     }
+}
+
+/// Tells the DHT of the files that are here, served or not: they can be fetched from this node.
+pub fn announce_files(node: &Arc<Node>) {
+    let here: Vec<ModelEntry> = node
+        .catalogue
+        .models()
+        .filter(|entry| node.store.contains(entry.root()))
+        .take(MODELS_PER_NODE_MAX)
+        .cloned()
+        .collect();
+    node.spawn(|node| async move {
+        for entry in here {
+            if let Err(error) = node.network.provide(entry.root()).await {
+                tracing::warn!(model = entry.id, %error, "not announced in the DHT");
+            }
+        }
+    });
 }
 
 /// Fetches and loads the models in the background.

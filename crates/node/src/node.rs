@@ -267,7 +267,7 @@ impl GridHandle for Node {
 
     fn pull(&self, model: &str) -> Result<mpsc::Receiver<PullEvent>, GridError> {
         let entry = self.catalogue.get(model).ok_or_else(|| GridError::UnknownModel(model.to_owned()))?;
-        let too_many = |_| GridError::Invalid(format!("{PULLS_MAX} downloads run already: wait for one to end"));
+        let too_many = |_| GridError::Overloaded(format!("{PULLS_MAX} downloads run already: wait for one to end"));
         let pull = Pull {
             fetcher: self.fetcher.clone(),
             content: self.content.clone(),

@@ -133,6 +133,7 @@ impl Node {
         });
         node.write_runtime()?;
         node.spawn_tasks(secret, network_events, fault_reports, faults).await?;
+        loading::announce_files(&node);
         loading::spawn(&node, serve);
         Ok(node)
     }

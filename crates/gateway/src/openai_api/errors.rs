@@ -149,6 +149,7 @@ impl From<GridError> for ApiError {
             GridError::ContextOverflow { .. } => {
                 Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", error.to_string())
             }
+            GridError::Overloaded(why) => Self::overloaded(&why),
             GridError::Invalid(_) => Self::new(StatusCode::BAD_REQUEST, "invalid_value", error.to_string()),
             GridError::Internal(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", error.to_string()),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", error.to_string()),

@@ -44,9 +44,9 @@ fn seed(request: &GenerationRequest) -> Result<u64, ApiError> {
 fn top_k(request: &GenerationRequest) -> Result<u32, ApiError> {
     match request.top_k.unwrap_or(0) {
         -1 => Ok(0),
-        k => {
-            k.try_into().map_err(|_| ApiError::invalid_value("top_k", format!("`top_k` must be at least -1, not {k}")))
-        }
+        k => k
+            .try_into()
+            .map_err(|_| ApiError::invalid_value("top_k", format!("`top_k` must lie in -1..={}, not {k}", u32::MAX))),
     }
 }
 

@@ -141,6 +141,9 @@ async fn what_is_no_json_object_is_refused() {
         let answered = s.client.send("POST", CHAT, &[("content-type", content_type)], body.as_bytes()).await;
         assert_eq!((answered.status, answered.error().0.as_str()), (415, "unsupported_media_type"), "{content_type}");
     }
+    let encoded = [("content-type", "application/json"), ("content-encoding", "gzip")];
+    let answered = s.client.send("POST", CHAT, &encoded, b"{}").await;
+    assert_eq!((answered.status, answered.error().0.as_str()), (415, "unsupported_media_type"));
     let charset = [("content-type", "Application/JSON; charset=utf-8")];
     let answered = s.client.send("POST", CHAT, &charset, with(json!({})).to_string().as_bytes()).await;
     assert_eq!(answered.status, 200);

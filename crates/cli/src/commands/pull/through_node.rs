@@ -1,6 +1,6 @@
 //! A download by the node that runs in the home: it has peers to ask, which a lone command has not.
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use opengrid_models::ModelEntry;
 use opengrid_node::handle::PullEvent;
 use serde_json::json;
@@ -44,7 +44,7 @@ pub async fn fetch(api: &Api, entry: &ModelEntry) -> anyhow::Result<()> {
             part = response.chunk() => part,
             _ = tokio::signal::ctrl_c() => bail!("stopped: `opengrid pull {}` goes on where it was", entry.id),
         };
-        let Some(part) = part.with_context(|| format!("the node at {} closed the connection", api.url()))? else {
+        let Ok(Some(part)) = part else {
             bail!("the node at {} stopped: `opengrid pull {}` goes on where it was", api.url(), entry.id);
         };
         let last = events.push(&part)?.iter().find_map(|event| end_of(event, &mut shown));
