@@ -5,7 +5,10 @@
 //! `native_api`; `text` turns messages into tokens and tokens into text. The gateway sees the node only through
 //! [`GridHandle`](opengrid_node::handle::GridHandle), and keeps no state between requests but compiled templates.
 
+mod asked;
 mod body;
+mod guard;
+mod limits;
 mod metrics;
 mod native_api;
 mod openai_api;
@@ -14,4 +17,5 @@ mod server;
 mod text;
 mod web;
 
+pub use limits::Limits;
 pub use server::{GatewayConfig, ServeError, serve};

@@ -11,6 +11,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::limits::Charge;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct HttpLabels {
     /// The route's pattern, or `other`.
@@ -108,6 +110,7 @@ impl Metrics {
             labels,
             came,
             last_token: None,
+            charge: Charge::default(),
         }
     }
 }
@@ -121,10 +124,17 @@ pub struct Followed {
     generated: Counter,
     came: Instant,
     last_token: Option<Instant>,
+    charge: Charge,
 }
 
 impl Followed {
-    pub fn prompt(&self, tokens: usize) {
+    /// From now on what is used counts against `charge`, which is settled when the request ends.
+    pub fn pay(&mut self, charge: Charge) {
+        self.charge = charge;
+    }
+
+    pub fn prompt(&mut self, tokens: usize) {
+        self.charge.add_used(tokens as u64);
         self.metrics.prompt_tokens.get_or_create(&self.labels).inc_by(tokens as u64);
     }
 
@@ -134,6 +144,7 @@ impl Followed {
             return;
         }
         self.generated.inc_by(count as u64);
+        self.charge.add_used(count as u64);
         if self.last_token.replace(Instant::now()).is_none() {
             self.metrics.waiting.dec();
             self.metrics.running.inc();

@@ -4,10 +4,8 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Method, Uri, header},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
+    http::{Method, Uri},
+    middleware,
     routing::{get, post},
 };
 use hyper::server::conn::http1;
@@ -25,7 +23,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    metrics::{HttpLabels, Metrics},
+    guard::guard,
+    limits::{Limits, Meter},
+    metrics::Metrics,
     native_api,
     openai_api::{self, errors::ApiError},
     security::Policy,
@@ -40,6 +40,8 @@ pub struct GatewayConfig {
     pub local_token: String,
     /// Names under which the gateway may be addressed, besides localhost and the listener's address.
     pub allowed_hosts: Vec<String>,
+    /// For callers without limits of their own; all of them without a key share one meter.
+    pub limits: Limits,
     /// Largest request body, in bytes.
     pub body_bytes_max: usize,
     /// Largest sum of the bodies that are being read and prepared, in bytes.
@@ -66,6 +68,7 @@ impl Default for GatewayConfig {
         Self {
             local_token: String::new(),
             allowed_hosts: Vec::new(),
+            limits: Limits::default(),
             body_bytes_max: 8 * 1024 * 1024,
             bodies_bytes_max: 256 * 1024 * 1024,
             connections_max: 16_384,
@@ -92,6 +95,8 @@ pub struct Gateway {
     pub grid: SharedGrid,
     pub config: GatewayConfig,
     pub policy: Policy,
+    /// What callers without a key have left, together.
+    pub keyless: Option<Arc<Meter>>,
     pub metrics: Arc<Metrics>,
     pub templates: TemplateCache,
     pub requests: Arc<Semaphore>,
@@ -186,6 +191,7 @@ impl Gateway {
     fn new(address: SocketAddr, grid: SharedGrid, config: GatewayConfig, shutdown: CancellationToken) -> SharedGateway {
         Arc::new(Self {
             policy: Policy::new(address, &config.allowed_hosts, config.local_token.clone()),
+            keyless: Meter::new(config.limits),
             metrics: Arc::default(),
             templates: TemplateCache::default(),
             requests: Arc::new(Semaphore::new(config.requests_max)),
@@ -222,27 +228,4 @@ fn router(gateway: SharedGateway) -> Router {
 
 async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     ApiError::method_not_allowed(&method, uri.path())
-}
-
-/// Around every request: who asks, how the answer is labelled, and that it is counted.
-async fn guard(State(gateway): State<SharedGateway>, request: Request, next: Next) -> Response {
-    let route =
-        request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().into());
-    let mut response = match gateway.policy.check(request.method(), request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    };
-    gateway.metrics.count_http(&HttpLabels { route, status: response.status().as_u16() });
-    let headers = response.headers_mut();
-    let id = format!("req_{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        headers.insert(HeaderName::from_static("x-request-id"), id);
-    }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin"));
-    headers.insert(HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin"));
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
 }

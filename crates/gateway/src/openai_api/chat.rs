@@ -1,7 +1,5 @@
 //! `POST /v1/chat/completions`.
 
-use std::time::Instant;
-
 use axum::{
     extract::{Request, State},
     http::{HeaderName, HeaderValue},
@@ -10,6 +8,7 @@ use axum::{
 
 use super::{collect::collect, errors::ApiError, options::Api, prepare, stream::stream, types::GenerationRequest};
 use crate::{
+    asked::Asked,
     body::{announced_length, read_json},
     server::{Gateway, SharedGateway},
 };
@@ -20,11 +19,11 @@ pub async fn handle(State(gateway): State<SharedGateway>, request: Request) -> R
 
 /// Both generation endpoints: places the request, then answers in one piece or as a stream.
 pub async fn generate(gateway: &Gateway, request: Request, api: Api) -> Result<Response, ApiError> {
-    let came = Instant::now();
+    let asked = Asked::of(&request);
     let (options, generation) = {
         let _memory = reserve_body(gateway, announced_length(request.headers()))?;
         let request: GenerationRequest = read_json(request, gateway.config.body_bytes_max).await?;
-        prepare::place(gateway, request, api, came).await?
+        prepare::place(gateway, request, api, &asked).await?
     };
     let headers = generation.header_values();
     let mut response = if options.stream {

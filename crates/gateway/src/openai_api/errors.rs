@@ -1,10 +1,10 @@
 //! OpenAI's error shape, for every answer that is no success.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     Json,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use opengrid_node::handle::GridError;
@@ -22,7 +22,10 @@ pub struct ApiError {
     /// The field at fault, e.g. `messages[0].content`.
     pub param: Option<Cow<'static, str>>,
     pub code: &'static str,
-    retry_after_s: Option<u32>,
+    /// OpenAI's `type`; `None`: by the status.
+    kind: Option<&'static str>,
+    retry_after: Option<Duration>,
+    should_retry: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -45,12 +48,27 @@ impl ApiError {
             message.truncate(end);
             message.push('…');
         }
-        Self { status, message, param: None, code, retry_after_s: None }
+        Self { status, message, param: None, code, kind: None, retry_after: None, should_retry: None }
     }
 
     pub fn with_param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
         self.param = Some(param.into());
         self
+    }
+
+    /// Tells the client when to ask again.
+    pub fn retry_after(self, time: Duration) -> Self {
+        Self { retry_after: Some(time), ..self }
+    }
+
+    /// Tells the client that asking again cannot help.
+    pub fn do_not_retry(self) -> Self {
+        Self { should_retry: Some(false), ..self }
+    }
+
+    /// 429; `kind` names what is limited.
+    pub fn rate_limited(kind: &'static str, message: impl Into<String>) -> Self {
+        Self { kind: Some(kind), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message) }
     }
 
     /// 400: the value of `param` cannot be used.
@@ -81,12 +99,12 @@ impl ApiError {
     pub fn no_capacity(model: &str, retry_after_s: u32) -> Self {
         let message = format!("no node serves `{model}` right now; retry in {retry_after_s} s");
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_capacity", message).with_param("model");
-        Self { retry_after_s: Some(retry_after_s.max(1)), ..error }
+        error.retry_after(Duration::from_secs(retry_after_s.max(1).into()))
     }
 
     /// 503: this gateway has too much to do.
     pub fn overloaded(message: &str) -> Self {
-        Self { retry_after_s: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message) }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message).retry_after(Duration::from_secs(1))
     }
 
     /// 400 with both numbers. `completion` is `None` where the request does not bound the answer.
@@ -106,13 +124,13 @@ impl ApiError {
     }
 
     fn kind(&self) -> &'static str {
-        match self.status.as_u16() {
+        self.kind.unwrap_or(match self.status.as_u16() {
             401 => "authentication_error",
             403 => "permission_error",
             503 => "service_unavailable_error",
             500.. => "server_error",
             _ => "invalid_request_error",
-        }
+        })
     }
 
     /// The JSON object, also sent in the middle of a stream.
@@ -131,11 +149,17 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.to_json())).into_response();
-        if let Some(seconds) = self.retry_after_s {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        let headers = response.headers_mut();
+        if let Some(time) = self.retry_after {
+            let ms = u64::try_from(time.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000)));
+            headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(ms));
+        }
+        if self.should_retry == Some(false) {
+            headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -1,7 +1,5 @@
 //! From a checked request to running sessions: prompts to tokens, tokens to the grid.
 
-use std::time::Instant;
-
 use futures::future::try_join_all;
 use opengrid_node::handle::{Answer, GridError, Job, ModelRow, TextModel};
 use opengrid_protocol::{limits::PROMPT_TOKENS_MAX, session::Token};
@@ -14,6 +12,7 @@ use super::{
     types::{Bounded, ContentIn, GenerationRequest, MessageIn, Part, PromptIn, PromptItem},
 };
 use crate::{
+    asked::Asked,
     server::Gateway,
     text::template::{Message, TemplateError},
 };
@@ -44,7 +43,7 @@ pub async fn place(
     gateway: &Gateway,
     mut request: GenerationRequest,
     api: Api,
-    came: Instant,
+    asked: &Asked,
 ) -> Result<(Options, Generation), ApiError> {
     let options = Options::check(api, &mut request, gateway.config.choices_max)?;
     let row = find_model(gateway, &request.model)?;
@@ -53,7 +52,7 @@ pub async fn place(
         .clone()
         .try_acquire_owned()
         .map_err(|_| ApiError::overloaded("this gateway answers as many requests as it can; retry in 1 s"))?;
-    let followed = gateway.metrics.follow(&row.id, came);
+    let mut followed = gateway.metrics.follow(&row.id, asked.came);
     let text = gateway.grid.text(&row.id).await?;
     let sampling = sampling(&request, text.vocabulary_size())?;
     let prompts = match api {
@@ -62,6 +61,8 @@ pub async fn place(
     };
     check_lengths(&prompts, &options, text.trained_context().max(row.context_tokens))?;
     let prompt_tokens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
+    let choices = prompts.len() * options.n as usize;
+    followed.pay(asked.reserve(prompt_tokens.iter().sum(), options.completion_tokens_max, choices)?);
     let stop_tokens = if options.ignore_eos { Vec::new() } else { text.end_tokens().to_vec() };
     let mut echoes = Vec::new();
     let mut jobs = Vec::new();

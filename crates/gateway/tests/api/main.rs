@@ -8,6 +8,7 @@ mod errors;
 mod fake;
 mod hostile;
 mod lifecycle;
+mod limits;
 mod native;
 mod performance;
 mod security;
