@@ -30,7 +30,7 @@ def program(name):
 class Server:
     """A llama-server process. Its prompt cache in host memory is off: it costs time where nothing can be reused."""
 
-    def __init__(self, flavour, model, threads, slots, context_tokens):
+    def __init__(self, flavour, model, threads, slots, context_tokens, options=()):
         self.port = grid.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = [
@@ -39,6 +39,7 @@ class Server:
             "--log-disable",
         ]
         self.command += ["-fa", "off", "--no-kv-unified"] if flavour == "exact" else []
+        self.command += options
         if guard := shutil.which("setpriv"):
             self.command = [guard, "--pdeathsig", "KILL", *self.command]
         self.env, self.process = env(flavour), None

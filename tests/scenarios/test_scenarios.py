@@ -1,0 +1,25 @@
+"""Our gateway answers the table's requests as llama-server did, but for the differences that the table gives reasons for."""
+
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import oracle  # noqa: E402
+from table import SCENARIOS  # noqa: E402
+
+RECORDED = oracle.recorded()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_scenario(scenario, gateway):
+    wrong = scenario.judge(scenario.ask(gateway.url), RECORDED[scenario.name])
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_and_the_recording_name_the_same_scenarios():
+    assert len(SCENARIOS) >= 60
+    assert sorted(RECORDED) == sorted({scenario.name for scenario in SCENARIOS}), "run ./test --engines to record anew"
+    assert len(RECORDED) == len(SCENARIOS), "two scenarios have one name"
