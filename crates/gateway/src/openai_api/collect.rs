@@ -10,21 +10,45 @@ use super::{
     generation::{Generation, Step},
     logprobs::logprobs,
     options::{Api, Options},
-    shapes::{ChoiceOut, Completion, MessageOut},
+    shapes::{CallOut, ChoiceOut, Completion, MessageOut},
 };
-use crate::text::answer::{Delta, Placed};
+use crate::text::{
+    answer::{Delta, Part, Placed},
+    tools::CallDelta,
+};
 
 #[derive(Default)]
 struct Collected {
     text: String,
+    reasoning: String,
+    calls: Vec<CallDelta>,
     tokens: Vec<Placed>,
     reason: Option<&'static str>,
 }
 
 impl Collected {
     fn add(&mut self, delta: Delta) {
-        self.text.push_str(&delta.text);
         self.tokens.extend(delta.tokens);
+        for part in delta.parts {
+            match part {
+                Part::Text(text) => self.text.push_str(&text),
+                Part::Reasoning(text) => self.reasoning.push_str(&text),
+                Part::Call(call) => match self.calls.last_mut() {
+                    Some(last) if call.head.is_none() => last.arguments.push_str(&call.arguments),
+                    _ => self.calls.push(call),
+                },
+            }
+        }
+    }
+
+    fn message(&self) -> MessageOut<'_> {
+        MessageOut {
+            role: "assistant",
+            content: (self.calls.is_empty() || !self.text.is_empty()).then_some(&self.text),
+            refusal: None,
+            reasoning_content: &self.reasoning,
+            tool_calls: self.calls.iter().map(CallOut::whole).collect(),
+        }
     }
 }
 
@@ -60,10 +84,7 @@ pub async fn collect(options: &Options, mut generation: Generation) -> Result<Re
                 .map(|_| logprobs(options.api, generation.text.as_ref(), &whole.tokens, before_chars));
             let finish_reason = whole.reason;
             match options.api {
-                Api::Chat => {
-                    let message = MessageOut { role: "assistant", content: &whole.text, refusal: None };
-                    ChoiceOut::Message { index, message, logprobs, finish_reason }
-                }
+                Api::Chat => ChoiceOut::Message { index, message: whole.message(), logprobs, finish_reason },
                 Api::Text => ChoiceOut::Text { index, text: &whole.text, logprobs, finish_reason },
             }
         })

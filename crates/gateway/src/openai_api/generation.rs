@@ -144,6 +144,7 @@ impl Generation {
         let delta = choice.answer_text.finish();
         let reason = match finish {
             Finish::Length if !delta.stopped => "length",
+            Finish::Stop(_) if choice.answer_text.called() => "tool_calls",
             Finish::Length | Finish::Stop(_) => "stop",
         };
         self.followed.finished(reason);

@@ -16,4 +16,5 @@ mod sampling;
 mod shapes;
 pub mod sse;
 mod stream;
+mod tools;
 mod types;

@@ -4,6 +4,7 @@ use opengrid_protocol::limits::{COMPLETION_TOKENS_MAX, TOP_LOGPROBS_MAX};
 
 use super::{
     errors::ApiError,
+    tools::{self, Format, ToolUse, tool_use},
     types::{GenerationRequest, LogprobsIn, Shape},
 };
 
@@ -20,9 +21,32 @@ pub enum Api {
     Text,
 }
 
+/// `service_tier`: which queue a request waits in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tier {
+    Flex,
+    #[default]
+    Default,
+    Priority,
+}
+
+impl Tier {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flex => "flex",
+            Self::Default => "default",
+            Self::Priority => "priority",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub api: Api,
+    /// `None` where the request does not speak of it: then the answer does not either.
+    pub tier: Option<Tier>,
+    pub tool_use: Option<ToolUse>,
+    pub format: Format,
     /// Answers to each prompt.
     pub n: u32,
     /// `None`: up to the end of the context.
@@ -42,8 +66,12 @@ impl Options {
     pub fn check(api: Api, request: &mut GenerationRequest, choices_max: u32) -> Result<Self, ApiError> {
         check_supported(request)?;
         let n = n(request, choices_max)?;
+        let chat = api == Api::Chat;
         let options = Self {
             api,
+            tier: tier(request)?,
+            tool_use: if chat { tool_use(request)? } else { None },
+            format: tools::format(request.response_format.as_ref())?,
             n,
             completion_tokens_max: completion_tokens_max(api, request)?,
             stops: stops(request)?,
@@ -67,23 +95,31 @@ impl Options {
 fn check_supported(request: &GenerationRequest) -> Result<(), ApiError> {
     let is = |shape: &Shape, allowed: &[&str]| matches!(shape, Shape::Text(text) if allowed.contains(&text.as_str()));
     let nothing = |shape: &Shape| matches!(shape, Shape::Absent | Shape::EmptyList);
-    let format_ok = request.response_format.as_ref().is_none_or(|format| format.r#type == "text");
     let modalities_ok = request.modalities.as_ref().is_none_or(|list| list.0.iter().all(|kind| kind == "text"));
     let rules = [
-        (nothing(&request.tools), "tools"),
         (nothing(&request.functions), "functions"),
-        (nothing(&request.tool_choice) || is(&request.tool_choice, &["none", "auto"]), "tool_choice"),
         (nothing(&request.function_call) || is(&request.function_call, &["none", "auto"]), "function_call"),
         (nothing(&request.audio), "audio"),
         (nothing(&request.web_search_options), "web_search_options"),
         (nothing(&request.suffix) || is(&request.suffix, &[""]), "suffix"),
-        (format_ok, "response_format"),
         (modalities_ok, "modalities"),
         (request.best_of.is_none_or(|best_of| best_of == request.n.unwrap_or(1)), "best_of"),
     ];
     match rules.iter().find(|(holds, _)| !holds) {
         Some((_, param)) => Err(ApiError::unsupported(*param, format!("this value of `{param}` is not supported yet"))),
         None => Ok(()),
+    }
+}
+
+fn tier(request: &GenerationRequest) -> Result<Option<Tier>, ApiError> {
+    match request.service_tier.as_deref() {
+        None => Ok(None),
+        Some("auto" | "default") => Ok(Some(Tier::Default)),
+        Some("priority") => Ok(Some(Tier::Priority)),
+        Some("flex") => Ok(Some(Tier::Flex)),
+        Some(_) => {
+            Err(ApiError::invalid_value("service_tier", "`service_tier` is `auto`, `default`, `priority` or `flex`"))
+        }
     }
 }
 

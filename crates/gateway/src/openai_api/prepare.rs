@@ -7,8 +7,9 @@ use opengrid_protocol::{limits::PROMPT_TOKENS_MAX, session::Token};
 use super::{
     errors::ApiError,
     generation::Generation,
-    options::{Api, Options},
+    options::{Api, Options, Tier},
     sampling::sampling,
+    tools::Format,
     types::{Bounded, ContentIn, GenerationRequest, MessageIn, Part, PromptIn, PromptItem},
 };
 use crate::{
@@ -33,6 +34,7 @@ pub struct Envelope {
     pub model: String,
     /// Names the exact weights.
     pub fingerprint: String,
+    pub tier: Option<Tier>,
 }
 
 /// Places all choices of `request` on the grid and returns when workers have accepted them.
@@ -46,6 +48,9 @@ pub async fn place(
     asked: &Asked,
 ) -> Result<(Options, Generation), ApiError> {
     let options = Options::check(api, &mut request, gateway.config.choices_max)?;
+    if options.tool_use.is_some() || options.format != Format::Text {
+        return Err(ApiError::unsupported("tools", "tools and response formats are not supported yet"));
+    }
     let row = find_model(gateway, &request.model)?;
     let place = gateway
         .requests
@@ -87,7 +92,7 @@ pub async fn place(
     let prompt_tokens = prompt_tokens.iter().sum();
     followed.prompt(prompt_tokens);
     let generation =
-        Generation::new(answers, echoes, text, &options, prompt_tokens, envelope(api, &row), followed, place);
+        Generation::new(answers, echoes, text, &options, prompt_tokens, envelope(&options, &row), followed, place);
     Ok((options, generation))
 }
 
@@ -116,8 +121,8 @@ pub fn find_model(gateway: &Gateway, id: &str) -> Result<ModelRow, ApiError> {
     if row.workers == 0 { Err(ApiError::no_capacity(id, RETRY_AFTER_S)) } else { Ok(row) }
 }
 
-fn envelope(api: Api, row: &ModelRow) -> Envelope {
-    let prefix = match api {
+fn envelope(options: &Options, row: &ModelRow) -> Envelope {
+    let prefix = match options.api {
         Api::Chat => "chatcmpl",
         Api::Text => "cmpl",
     };
@@ -128,6 +133,7 @@ fn envelope(api: Api, row: &ModelRow) -> Envelope {
         created: now.map_or(0, |since| since.as_secs()),
         model: row.id.clone(),
         fingerprint: format!("fp_{}", root.get(..12).unwrap_or(&root)),
+        tier: options.tier,
     }
 }
 
@@ -195,10 +201,11 @@ fn flatten(at: usize, message: MessageIn) -> Result<Message, ApiError> {
             return Err(ApiError::invalid_value(format!("messages[{at}].role"), message));
         }
     };
-    for (shape, name) in [(&message.tool_calls, "tool_calls"), (&message.function_call, "function_call")] {
-        if !matches!(shape, Shape::Absent | Shape::EmptyList) {
-            return Err(ApiError::unsupported(format!("messages[{at}].{name}"), "tools are not supported yet"));
-        }
+    if message.tool_calls.is_some_and(|calls| !calls.0.is_empty()) {
+        return Err(ApiError::unsupported(format!("messages[{at}].tool_calls"), "tools are not supported yet"));
+    }
+    if !matches!(message.function_call, Shape::Absent | Shape::EmptyList) {
+        return Err(ApiError::unsupported(format!("messages[{at}].function_call"), "use `tool_calls`"));
     }
     let content = match message.content {
         ContentIn::Text(text) => text,

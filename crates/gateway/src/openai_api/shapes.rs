@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{options::Api, prepare::Envelope};
+use super::{
+    options::{Api, Tier},
+    prepare::Envelope,
+};
+use crate::text::{answer::Part, tools::CallDelta};
 
 /// `chat.completion`, `chat.completion.chunk` or `text_completion`.
 #[derive(Serialize)]
@@ -14,6 +18,8 @@ pub struct Completion<'a> {
     created: u64,
     model: &'a str,
     system_fingerprint: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<&'static str>,
     choices: &'a [ChoiceOut<'a>],
     /// `Some(None)` is `null`: chunks of a stream that ends with its usage.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,6 +44,7 @@ impl<'a> Completion<'a> {
             created: envelope.created,
             model: &envelope.model,
             system_fingerprint: &envelope.fingerprint,
+            service_tier: envelope.tier.map(Tier::name),
             choices,
             usage,
         }
@@ -55,8 +62,13 @@ pub enum ChoiceOut<'a> {
 #[derive(Serialize)]
 pub struct MessageOut<'a> {
     pub role: &'static str,
-    pub content: &'a str,
+    /// `null` only beside tool calls.
+    pub content: Option<&'a str>,
     pub refusal: Option<&'static str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub reasoning_content: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub tool_calls: Vec<CallOut<'a>>,
 }
 
 #[derive(Default, Serialize)]
@@ -65,6 +77,56 @@ pub struct DeltaOut<'a> {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[CallOut<'a>; 1]>,
+}
+
+/// A tool call, or a fragment of one.
+#[derive(Serialize)]
+pub struct CallOut<'a> {
+    /// Only in fragments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    pub function: CalledOut<'a>,
+}
+
+#[derive(Serialize)]
+pub struct CalledOut<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    pub arguments: &'a str,
+}
+
+impl<'a> CallOut<'a> {
+    pub fn whole(call: &'a CallDelta) -> Self {
+        Self { index: None, ..Self::fragment(call) }
+    }
+
+    pub fn fragment(call: &'a CallDelta) -> Self {
+        let head = call.head.as_ref();
+        Self {
+            index: Some(call.index),
+            id: head.map(|head| head.id.as_str()),
+            r#type: head.map(|_| "function"),
+            function: CalledOut { name: head.map(|head| head.name.as_str()), arguments: &call.arguments },
+        }
+    }
+}
+
+impl<'a> From<&'a Part> for DeltaOut<'a> {
+    fn from(part: &'a Part) -> Self {
+        match part {
+            Part::Text(text) => Self { content: Some(text), ..Self::default() },
+            Part::Reasoning(text) => Self { reasoning_content: Some(text), ..Self::default() },
+            Part::Call(call) => Self { tool_calls: Some([CallOut::fragment(call)]), ..Self::default() },
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -18,7 +18,7 @@ use super::{
     shapes::{ChoiceOut, Completion, DeltaOut},
     sse,
 };
-use crate::text::answer::Delta;
+use crate::text::answer::{Delta, Part};
 
 struct Stream {
     options: Options,
@@ -85,7 +85,7 @@ impl Stream {
         for (index, choice) in self.generation.choices.iter().enumerate() {
             let opening = match (self.options.api, &choice.echo) {
                 (Api::Chat, _) => {
-                    let delta = DeltaOut { role: Some("assistant"), content: Some("") };
+                    let delta = DeltaOut { role: Some("assistant"), content: Some(""), ..DeltaOut::default() };
                     ChoiceOut::Delta { index, delta, logprobs: None, finish_reason: None }
                 }
                 (Api::Text, Some(text)) => ChoiceOut::Text { index, text, logprobs: None, finish_reason: None },
@@ -95,24 +95,27 @@ impl Stream {
         }
     }
 
+    /// One chunk for each part; log-probabilities go with the first.
     fn write_delta(&self, out: &mut Vec<u8>, index: usize, delta: &Delta) {
         if delta.is_empty() {
             return;
         }
         let echo = self.generation.choices[index].echo.as_deref().unwrap_or_default();
-        let logprobs = self
+        let mut logprobs = self
             .options
             .top_logprobs
             .map(|_| logprobs(self.options.api, self.generation.text.as_ref(), &delta.tokens, echo.chars().count()));
-        let text = delta.text.as_str();
-        let choice = match self.options.api {
-            Api::Chat => {
-                let delta = DeltaOut { role: None, content: Some(text) };
-                ChoiceOut::Delta { index, delta, logprobs, finish_reason: None }
-            }
-            Api::Text => ChoiceOut::Text { index, text, logprobs, finish_reason: None },
-        };
-        self.write(out, &[choice], false);
+        let tokens_only = [Part::Text(String::new())];
+        let parts = if delta.parts.is_empty() { tokens_only.as_slice() } else { delta.parts.as_slice() };
+        for part in parts {
+            let logprobs = logprobs.take();
+            let choice = match (self.options.api, part) {
+                (Api::Chat, part) => ChoiceOut::Delta { index, delta: part.into(), logprobs, finish_reason: None },
+                (Api::Text, Part::Text(text)) => ChoiceOut::Text { index, text, logprobs, finish_reason: None },
+                (Api::Text, Part::Reasoning(_) | Part::Call(_)) => continue,
+            };
+            self.write(out, &[choice], false);
+        }
     }
 
     fn write_finish(&self, out: &mut Vec<u8>, index: usize, reason: &'static str) {

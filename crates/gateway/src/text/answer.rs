@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use opengrid_node::handle::TextModel;
 use opengrid_protocol::session::TokenOut;
 
-use super::{detokenize::Utf8Stream, stop::StopMatcher};
+use super::{detokenize::Utf8Stream, stop::StopMatcher, tools::CallDelta};
 
 /// Turns the tokens of one answer into text deltas, up to the first stop string.
 pub struct AnswerText {
@@ -16,6 +16,8 @@ pub struct AnswerText {
     decoded: Position,
     emitted_bytes: usize,
     stopped: bool,
+    /// The answer has a tool call.
+    called: bool,
 }
 
 /// A place in the decoded text.
@@ -35,18 +37,41 @@ pub struct Placed {
     end_bytes: usize,
 }
 
-/// Text that may be shown, and the tokens that it came from (only where log-probabilities are asked for).
+/// What may be shown, and the tokens that it came from (only where log-probabilities are asked for).
 #[derive(Debug, Default, PartialEq)]
 pub struct Delta {
-    pub text: String,
+    /// In the order of the answer. Neighbours of one kind (and one call) are joined.
+    pub parts: Vec<Part>,
     pub tokens: Vec<Placed>,
     /// A stop string was found: the answer ends here.
     pub stopped: bool,
 }
 
+/// A fragment of the answer; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    Text(String),
+    /// What the model thinks before it answers.
+    Reasoning(String),
+    Call(CallDelta),
+}
+
 impl Delta {
     pub fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.tokens.is_empty()
+        self.parts.is_empty() && self.tokens.is_empty()
+    }
+
+    pub fn push(&mut self, part: Part) {
+        match (self.parts.last_mut(), part) {
+            (Some(Part::Text(last)), Part::Text(more)) | (Some(Part::Reasoning(last)), Part::Reasoning(more)) => {
+                last.push_str(&more);
+            }
+            (Some(Part::Call(last)), Part::Call(more)) if more.head.is_none() && more.index == last.index => {
+                last.arguments.push_str(&more.arguments);
+            }
+            (_, Part::Text(text) | Part::Reasoning(text)) if text.is_empty() => {}
+            (_, part) => self.parts.push(part),
+        }
     }
 }
 
@@ -59,13 +84,14 @@ impl AnswerText {
             decoded: Position::default(),
             emitted_bytes: 0,
             stopped: false,
+            called: false,
         }
     }
 
     /// Takes tokens up to the one that completes a stop string.
     pub fn push(&mut self, model: &dyn TextModel, tokens: Vec<TokenOut>) -> Delta {
         let mut delta = Delta::default();
-        let mut decoded = String::new();
+        let (mut decoded, mut text) = (String::new(), String::new());
         for token in tokens {
             if self.stopped {
                 break;
@@ -73,31 +99,36 @@ impl AnswerText {
             decoded.clear();
             self.utf8.push(model.piece(token.token), &mut decoded);
             self.place(token, &decoded);
-            self.stopped = self.stop.push(&decoded, &mut delta.text);
+            self.stopped = self.stop.push(&decoded, &mut text);
         }
         delta.stopped = self.stopped;
-        self.release(&mut delta);
+        self.release(text, &mut delta);
         delta
     }
 
     /// The answer is complete: gives out what was held back.
     pub fn finish(&mut self) -> Delta {
-        let mut delta = Delta::default();
+        let (mut delta, mut text) = (Delta::default(), String::new());
         if !self.stopped {
             let mut decoded = String::new();
             self.utf8.finish(&mut decoded);
             self.advance(&decoded);
-            self.stopped = self.stop.push(&decoded, &mut delta.text);
+            self.stopped = self.stop.push(&decoded, &mut text);
             if !self.stopped {
-                self.stop.finish(&mut delta.text);
+                self.stop.finish(&mut text);
             }
         }
         delta.stopped = self.stopped;
-        self.release(&mut delta);
+        self.release(text, &mut delta);
         if let (Some(waiting), false) = (&mut self.waiting, delta.stopped) {
             delta.tokens.extend(waiting.drain(..));
         }
         delta
+    }
+
+    /// Whether a tool call has been given out.
+    pub fn called(&self) -> bool {
+        self.called
     }
 
     fn place(&mut self, token: TokenOut, decoded: &str) {
@@ -115,9 +146,10 @@ impl AnswerText {
         self.decoded.chars += decoded.chars().count();
     }
 
-    /// Moves the tokens of the text given out from `waiting` to `delta`.
-    fn release(&mut self, delta: &mut Delta) {
-        self.emitted_bytes += delta.text.len();
+    /// Gives out `text` and its tokens.
+    fn release(&mut self, text: String, delta: &mut Delta) {
+        self.emitted_bytes += text.len();
+        delta.push(Part::Text(text));
         let Some(waiting) = &mut self.waiting else { return };
         while let Some(first) = waiting.front() {
             let shown = if self.stopped {

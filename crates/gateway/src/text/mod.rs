@@ -5,3 +5,4 @@ mod clock;
 pub mod detokenize;
 pub mod stop;
 pub mod template;
+pub mod tools;
