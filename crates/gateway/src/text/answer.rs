@@ -49,6 +49,7 @@ pub struct Delta {
 
 /// A fragment of the answer; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "made with the next step: tools")]
 pub enum Part {
     Text(String),
     /// What the model thinks before it answers.

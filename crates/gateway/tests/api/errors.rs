@@ -130,7 +130,7 @@ async fn what_is_no_json_object_is_refused() {
         ("{\"model\":\"bytes\",\"model\":\"bytes\"}", "invalid_type"),
         ("\u{feff}{}", "invalid_json"),
         ("{\"temperature\":1e999,\"model\":\"bytes\"}", "invalid_json"),
-        (&"{\"tools\":".repeat(300), "invalid_json"),
+        (&"{\"metadata\":".repeat(300), "invalid_json"),
     ] {
         let answered = s.client.send("POST", CHAT, &json, body.as_bytes()).await;
         assert_eq!(answered.status, 400, "{body}");
