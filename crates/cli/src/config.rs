@@ -123,6 +123,8 @@ pub struct Serve {
     pub prefill_chunk: Option<NonZeroU32>,
     /// Sessions that may wait for a slot, per model.
     pub queue: u16,
+    /// Of one stream of the fake engine; 0 never answers.
+    pub fake_tokens_per_s: u32,
     pub gpu_layers: u32,
 }
 

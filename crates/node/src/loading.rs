@@ -25,6 +25,8 @@ const FETCH_PAUSE_MAX: Duration = Duration::from_secs(60);
 const PEER_PATIENCE: Duration = Duration::from_secs(3);
 /// Below this speed a machine is no worker for a model.
 const DECODE_TOKENS_PER_S_MIN: f32 = 1.0;
+/// How much faster than its answers the fake engine takes prompts.
+const FAKE_PREFILL: f32 = 100.0;
 
 /// The models that `--serve` names; `None` means: choose from the store.
 pub fn resolve(serve: &Serve, catalogue: &Catalogue) -> Result<Option<Vec<ModelEntry>>, StartError> {
@@ -170,6 +172,7 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
         let vocabulary_size = u32::try_from(info.tokens).unwrap_or(u32::MAX);
         let config = FakeConfig {
             tokens_per_s,
+            prefill_tokens_per_s: tokens_per_s * FAKE_PREFILL,
             slots,
             context_tokens: trained_context,
             vocabulary_size,

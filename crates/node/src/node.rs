@@ -39,8 +39,8 @@ use crate::{
 
 /// Events of one answer that wait for a slow reader.
 const ANSWER_EVENTS_MAX: usize = 1_024;
-/// Answers at once; more are refused.
-const ANSWERS_MAX: usize = 4_096;
+/// Answers at once, as many as a gateway has connections; more are refused.
+const ANSWERS_MAX: usize = 16_384;
 const RETRY_AFTER_S: u32 = 2;
 /// Room for an answer that makes a worker's context large enough for a request without `max_tokens`.
 const ROOM_TOKENS: u32 = 1_024;

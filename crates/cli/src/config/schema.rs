@@ -161,6 +161,13 @@ pub const KEYS: &[Key] = &[
         "Most prompt tokens that are computed in one step, between the tokens of other answers. 0: by measured speed.",
     ),
     key("serve", "queue", integer(0, 1_024), "64", "Answers that may wait for a slot, per model; then: busy."),
+    key(
+        "serve",
+        "fake_tokens_per_s",
+        integer(0, 1_000_000),
+        "50",
+        "Speed of one stream of the fake engine; its prompts pass 100 times as fast. 0: it takes jobs and says nothing.",
+    ),
     key("serve", "gpu_layers", integer(0, 1_000), "0", "Layers to put on the GPU (builds with a GPU engine). 0: none."),
     key(
         "models",

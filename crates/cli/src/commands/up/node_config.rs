@@ -17,8 +17,7 @@ use crate::{
     joins,
 };
 
-/// Speed of one stream of the fake engine, and how many it runs unless told.
-const FAKE_TOKENS_PER_S: f32 = 50.0;
+/// Streams of the fake engine unless told.
 const FAKE_SLOTS: u16 = 256;
 /// A swarm key file of three short lines, or 64 hexadecimal digits.
 const GRID_KEY_BYTES_MAX: u64 = 1_024;
@@ -81,7 +80,7 @@ fn serve(models: &ServeModels) -> Serve {
 
 fn engine(serve: &config::Serve) -> EngineSettings {
     let slots = serve.slots.map(|slots| u16::try_from(slots.get()).unwrap_or(u16::MAX));
-    let fake = EngineKind::Fake { tokens_per_s: FAKE_TOKENS_PER_S, slots: slots.unwrap_or(FAKE_SLOTS) };
+    let fake = EngineKind::Fake { tokens_per_s: serve.fake_tokens_per_s as f32, slots: slots.unwrap_or(FAKE_SLOTS) };
     EngineSettings {
         kind: if serve.engine == EngineMode::Fake { fake } else { EngineKind::Embedded },
         mode: if serve.engine == EngineMode::Fast { Mode::Fast } else { Mode::Exact },
