@@ -73,6 +73,8 @@ async fn speed(engine: &EmbeddedEngine, time: Duration) -> f32 {
         stop_tokens: Vec::new(),
         sampling: Sampling { temperature: 1.0, seed: 1, ..Sampling::greedy() },
         top_logprobs: None,
+        grammar: None,
+        tier: opengrid_protocol::session::Tier::Default,
     };
     let started = Instant::now();
     let mut tokens = 0;

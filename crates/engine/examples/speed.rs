@@ -66,6 +66,8 @@ async fn stream(engine: &Arc<EmbeddedEngine>, client: u8, tokens: Vec<u32>, max:
         stop_tokens: Vec::new(),
         sampling: Sampling { temperature: 1.0, seed: 1, ..Sampling::greedy() },
         top_logprobs: None,
+        grammar: None,
+        tier: opengrid_protocol::session::Tier::Default,
     };
     let mut generation = engine.generate(request).await.unwrap();
     let mut first = 0.0;

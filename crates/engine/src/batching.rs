@@ -6,10 +6,12 @@
 
 use std::collections::VecDeque;
 
-use opengrid_protocol::session::{Token, Usage};
+use opengrid_protocol::session::{Tier, Token, Usage};
 
 /// A cached prefix shorter than this is not worth leaving the compact range of slots for, in tokens.
 const REUSE_TOKENS_MIN: usize = 32;
+/// Later jobs of higher tiers that may go ahead of a waiting one: nobody starves.
+const PASSES_MAX: u32 = 8;
 
 /// What to compute for one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,7 @@ pub struct Job {
     pub tokens: Vec<Token>,
     /// The answer is full at this many tokens, prompt included.
     pub tokens_max: usize,
+    pub tier: Tier,
 }
 
 /// A job that got a slot. The caller cuts the slot's KV cells back to `keep` tokens first.
@@ -88,9 +91,16 @@ impl Slot {
 }
 
 #[derive(Debug)]
+struct Waiting {
+    job: Job,
+    /// Jobs of higher tiers that came later and went ahead.
+    passed: u32,
+}
+
+#[derive(Debug)]
 pub struct Batcher {
     slots: Vec<Slot>,
-    queue: VecDeque<Job>,
+    queue: VecDeque<Waiting>,
     clock: u64,
 }
 
@@ -105,13 +115,20 @@ impl Batcher {
         self.queue.is_empty() && self.slots.iter().all(|slot| slot.running.is_none())
     }
 
+    /// Behind all of its tier and above, before the lower ones; but a job that [`PASSES_MAX`] others went ahead of is
+    /// passed no more.
     pub fn enqueue(&mut self, job: Job) {
-        self.queue.push_back(job);
+        let passable = |waiting: &Waiting| waiting.job.tier < job.tier && waiting.passed < PASSES_MAX;
+        let at = self.queue.iter().rposition(|waiting| !passable(waiting)).map_or(0, |last| last + 1);
+        for waiting in self.queue.iter_mut().skip(at) {
+            waiting.passed += 1;
+        }
+        self.queue.insert(at, Waiting { job, passed: 0 });
     }
 
     /// Ids that wait, first one first.
     pub fn waiting(&self) -> impl Iterator<Item = u64> + '_ {
-        self.queue.iter().map(|job| job.id)
+        self.queue.iter().map(|waiting| waiting.job.id)
     }
 
     /// The tokens of a slot; what a [`Chunk`] points into.
@@ -119,12 +136,12 @@ impl Batcher {
         &self.slots[slot].tokens
     }
 
-    /// Gives waiting jobs their slots, in order of arrival.
+    /// Gives waiting jobs their slots, first one first.
     pub fn admit(&mut self) -> Vec<Admission> {
         let mut admissions = Vec::new();
-        while let Some(job) = self.queue.front() {
-            let Some((slot, keep)) = self.choose_slot(job) else { break };
-            let Some(job) = self.queue.pop_front() else { break };
+        while let Some(waiting) = self.queue.front() {
+            let Some((slot, keep)) = self.choose_slot(&waiting.job) else { break };
+            let Some(Waiting { job, .. }) = self.queue.pop_front() else { break };
             admissions.push(Admission { id: job.id, slot, keep });
             self.start(job, slot, keep);
         }
@@ -248,7 +265,7 @@ impl Batcher {
 
     /// Takes a job out of the queue or off its slot (which is returned).
     pub fn cancel(&mut self, id: u64) -> Option<usize> {
-        self.queue.retain(|job| job.id != id);
+        self.queue.retain(|waiting| waiting.job.id != id);
         let slot = (0..self.slots.len()).find(|&slot| self.running(slot) == Some(id))?;
         self.finish(slot);
         Some(slot)

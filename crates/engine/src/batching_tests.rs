@@ -6,7 +6,7 @@ const LIMITS: StepLimits = StepLimits { batch: 64, prefill: 64, prefill_amid_dec
 
 fn job(id: u64, client: u8, tokens: Vec<Token>, more: usize) -> Job {
     let tokens_max = tokens.len() + more;
-    Job { id, client: [client; 32], tokens, tokens_max }
+    Job { id, client: [client; 32], tokens, tokens_max, tier: Tier::Default }
 }
 
 /// Runs one step with a made-up next token; returns the ids that ended.

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use opengrid_protocol::{
     Sampling,
-    beacon::Class,
+    beacon::{Class, Features},
     session::{Finish, Token, TokenOut, Usage},
 };
 use tokio::{
@@ -84,6 +84,7 @@ impl Engine for FakeEngine {
         let config = &self.shared.config;
         Capabilities {
             class: CLASS,
+            features: Features::GENERATE.with(Features::SEEDED).with(Features::LOGPROBS).with(Features::LOGIT_BIAS),
             context_tokens: config.context_tokens,
             slots: config.slots,
             queue_max: config.queue_max,

@@ -13,6 +13,8 @@ fn request(seed: u64, tokens: Vec<Token>, prompt_tokens: u32, max: u32) -> Gener
         stop_tokens: Vec::new(),
         sampling: Sampling { seed, ..Sampling::greedy() },
         top_logprobs: None,
+        grammar: None,
+        tier: opengrid_protocol::session::Tier::Default,
     }
 }
 

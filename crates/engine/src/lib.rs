@@ -17,8 +17,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use opengrid_protocol::{
     Sampling,
-    beacon::Class,
-    session::{Finish, Token, TokenOut, Usage},
+    beacon::{Class, Features},
+    session::{Finish, Tier, Token, TokenOut, Usage},
 };
 use tokio::sync::mpsc;
 
@@ -56,6 +56,7 @@ pub type SharedEngine = Arc<dyn Engine>;
 pub struct Capabilities {
     /// Proven by a self-test at start, see `SLICES.md`, "Batch invariance".
     pub class: Class,
+    pub features: Features,
     /// Tokens that one sequence can hold.
     pub context_tokens: u32,
     /// Sequences that run at once.
@@ -93,6 +94,9 @@ pub struct GenerateRequest {
     pub stop_tokens: Vec<Token>,
     pub sampling: Sampling,
     pub top_logprobs: Option<u8>,
+    /// See [`Open::grammar`](opengrid_protocol::session::Open::grammar).
+    pub grammar: Option<String>,
+    pub tier: Tier,
 }
 
 /// A running (or waiting) generation. Drop it to cancel.

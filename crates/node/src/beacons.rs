@@ -288,6 +288,7 @@ mod tests {
             model: ModelRoot([1; 32]),
             model_id: "m".into(),
             class: opengrid_protocol::beacon::Class::Approximate,
+            features: opengrid_protocol::beacon::Features::EMBEDDED,
             sequence: 1,
             issued_ms: 1,
             life_ms: 8_000,

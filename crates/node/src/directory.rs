@@ -193,7 +193,7 @@ impl Directory {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use opengrid_protocol::beacon::Class;
+    use opengrid_protocol::beacon::{Class, Features};
 
     use super::*;
 
@@ -205,6 +205,7 @@ mod tests {
             model: MODEL,
             model_id: "m".into(),
             class: Class::Approximate,
+            features: Features::EMBEDDED,
             sequence,
             issued_ms: sequence,
             life_ms: 8_000,

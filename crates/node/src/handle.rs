@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use opengrid_models::download::Progress;
 use opengrid_protocol::{
     ModelRoot, NodeId, Sampling, SessionId,
-    session::{Finish, Token, TokenOut, Usage},
+    beacon::Features,
+    session::{Finish, Tier, Token, TokenOut, Usage},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -100,8 +101,24 @@ pub struct Job {
     pub vocabulary_size: u32,
     pub sampling: Sampling,
     pub top_logprobs: Option<u8>,
+    /// What the answer must follow: [`Open::grammar`](opengrid_protocol::session::Open::grammar).
+    pub grammar: Option<String>,
+    pub tier: Tier,
     /// Requests with the same key prefer the same worker (`prompt_cache_key`); else the prompt's prefix decides.
     pub affinity: Option<String>,
+}
+
+impl Job {
+    /// What a worker must be able to do.
+    pub fn features(&self) -> Features {
+        let wants = [
+            (self.grammar.is_some(), Features::GRAMMAR),
+            (self.top_logprobs.is_some(), Features::LOGPROBS),
+            (!self.sampling.logit_bias.is_empty(), Features::LOGIT_BIAS),
+        ];
+        let wanted = wants.iter().filter(|(wanted, _)| *wanted);
+        wanted.fold(Features::GENERATE, |all, (_, feature)| all.with(*feature))
+    }
 }
 
 /// A running answer. Drop it to cancel.
@@ -135,6 +152,9 @@ pub enum GridError {
     UnknownModel(String),
     #[error("no node serves `{model}` right now")]
     NoWorker { model: String, retry_after_s: u32 },
+    /// Workers of the model are there, none of them can do what the request asks for.
+    #[error("no node that serves `{model}` right now can do what this request asks for")]
+    Incapable { model: String, retry_after_s: u32 },
     #[error("this model's maximum context length is {limit} tokens, the request needs {needed}")]
     ContextOverflow { limit: u32, needed: u32 },
     #[error("{0}")]

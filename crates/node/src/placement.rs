@@ -11,7 +11,11 @@ use std::{
 };
 
 use opengrid_network::Network;
-use opengrid_protocol::{ModelRoot, NodeId, beacon::Class, session::Token};
+use opengrid_protocol::{
+    ModelRoot, NodeId,
+    beacon::{Class, Features},
+    session::Token,
+};
 use parking_lot::Mutex;
 
 use crate::{
@@ -41,6 +45,20 @@ pub struct Placement {
 pub struct Counters {
     pub failovers: AtomicU64,
     pub busy_refusals: AtomicU64,
+}
+
+/// What a worker must be able to do for an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Of context, in tokens.
+    pub tokens: u32,
+    pub features: Features,
+}
+
+impl Needs {
+    fn are_met_by(self, candidate: &Candidate) -> bool {
+        candidate.context_tokens >= self.tokens && candidate.features.contains(self.features)
+    }
 }
 
 /// A session counted at a worker; uncounted on drop.
@@ -99,18 +117,18 @@ impl Placement {
         }
     }
 
-    /// Chooses among the live workers that hold `needed_tokens`, those of `class` first (a continuation stays exact).
+    /// Chooses among the live workers that can do what is `needed`, those of `class` first (a continuation stays exact).
     pub fn choose(
         &self,
         model: ModelRoot,
         tokens: &[Token],
-        needed_tokens: u32,
+        needed: Needs,
         class: Option<Class>,
         affinity_key: Option<&str>,
         avoid: impl Fn(NodeId) -> bool,
     ) -> Option<Lease> {
         let mut candidates = self.candidates(model, tokens, affinity_key);
-        candidates.retain(|candidate| !avoid(candidate.node) && candidate.context_tokens >= needed_tokens);
+        candidates.retain(|candidate| !avoid(candidate.node) && needed.are_met_by(candidate));
         let wanted = class.unwrap_or(Class::Approximate);
         let is_same = |candidate: &Candidate| candidate.class == wanted;
         if matches!(class, Some(Class::Exact(_))) && candidates.iter().any(is_same) {
@@ -176,6 +194,7 @@ impl Placement {
             .map(|(node, beacon)| Candidate {
                 node,
                 class: beacon.class,
+                features: beacon.features,
                 context_tokens: beacon.context_tokens,
                 slots: beacon.slots,
                 slots_busy: u32::from(beacon.slots_busy).max(open.get(&node).copied().unwrap_or(0)),
@@ -197,6 +216,12 @@ impl Placement {
             keyed.clear();
         }
         keyed.insert(key.to_owned(), node);
+    }
+
+    /// Whether a live worker of the model has these features.
+    pub fn can(&self, model: ModelRoot, features: Features) -> bool {
+        let directory = self.directory.lock();
+        directory.workers(model, clock::monotonic_ms()).any(|(_, beacon)| beacon.features.contains(features))
     }
 
     /// The contexts of the live workers of a model, smallest first.

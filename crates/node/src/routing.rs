@@ -4,7 +4,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use opengrid_protocol::{NodeId, beacon::Class, session::Token};
+use opengrid_protocol::{
+    NodeId,
+    beacon::{Class, Features},
+    session::Token,
+};
 
 /// Tokens of answer assumed when the estimate is made.
 const ANSWER_TOKENS_ASSUMED: u64 = 128;
@@ -16,6 +20,7 @@ const RTT_US_UNKNOWN: u64 = 50_000;
 pub struct Candidate {
     pub node: NodeId,
     pub class: Class,
+    pub features: Features,
     pub context_tokens: u32,
     pub slots: u16,
     /// The larger of what its beacon says and what this gateway has open there.
@@ -120,6 +125,7 @@ mod tests {
         Candidate {
             node: NodeId([id; 32]),
             class: Class::Approximate,
+            features: Features::EMBEDDED,
             context_tokens: 4096,
             slots: 4,
             slots_busy: 0,

@@ -135,6 +135,7 @@ impl Serving {
                     model,
                     model_id,
                     class: capabilities.class,
+                    features: capabilities.features,
                     sequence,
                     issued_ms: now_ms,
                     life_ms: BEACON_LIFE_MS,

@@ -97,6 +97,8 @@ impl Hostile {
             stop_tokens: vec![],
             sampling: Sampling::greedy(),
             top_logprobs: None,
+            grammar: None,
+            tier: opengrid_protocol::session::Tier::Default,
         }
     }
 

@@ -20,7 +20,7 @@ use opengrid_node::{
 use opengrid_privacy::sealing::{KeyRing, Sealer};
 use opengrid_protocol::{
     ModelRoot, NodeId, SessionId, Signed,
-    beacon::{Beacon, Class},
+    beacon::{Beacon, Class, Features},
     codec,
     limits::FRAME_BYTES_MAX,
     session::{Finish, Refusal, ToGateway, ToWorker, TokenOut, Usage},
@@ -114,6 +114,7 @@ fn boast(model: ModelRoot) -> Beacon {
         model,
         model_id: common::MODEL.into(),
         class: Class::Approximate,
+        features: Features::EMBEDDED,
         sequence: now_ms,
         issued_ms: now_ms,
         life_ms: 8_000,

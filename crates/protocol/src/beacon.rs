@@ -19,12 +19,45 @@ pub enum Class {
     Approximate,
 }
 
+/// What a worker can do with a model: a set of bits. Unknown ones are kept and mean nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Features(pub u32);
+
+impl Features {
+    pub const NONE: Self = Self(0);
+    /// Continues prompts.
+    pub const GENERATE: Self = Self(1);
+    /// Turns texts into vectors.
+    pub const EMBED: Self = Self(1 << 1);
+    /// Draws tokens with the grid's own sampler: the same seed gives the same answer on every such worker of a class.
+    pub const SEEDED: Self = Self(1 << 2);
+    /// Keeps an answer to a grammar.
+    pub const GRAMMAR: Self = Self(1 << 3);
+    /// Gives log-probabilities.
+    pub const LOGPROBS: Self = Self(1 << 4);
+    pub const LOGIT_BIAS: Self = Self(1 << 5);
+    /// What the embedded engine does with a language model.
+    pub const EMBEDDED: Self =
+        Self(Self::GENERATE.0 | Self::SEEDED.0 | Self::GRAMMAR.0 | Self::LOGPROBS.0 | Self::LOGIT_BIAS.0);
+
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// All of `other` and perhaps more.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
 /// Load and capability of one model on one worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beacon {
     pub model: ModelRoot,
     pub model_id: String,
     pub class: Class,
+    pub features: Features,
     /// Rises with every beacon of this worker; of two beacons the higher wins.
     pub sequence: u64,
     /// Unix milliseconds.

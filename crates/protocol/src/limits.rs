@@ -14,6 +14,8 @@ pub const STOP_TOKENS_MAX: usize = 64;
 pub const LOGIT_BIAS_MAX: usize = 300;
 /// Most alternatives returned with each token.
 pub const TOP_LOGPROBS_MAX: u8 = 20;
+/// Largest grammar of a session, in bytes.
+pub const GRAMMAR_BYTES_MAX: usize = 64 * 1024;
 /// Most sessions open at once on one sealed channel.
 pub const SESSIONS_PER_CHANNEL_MAX: usize = 512;
 /// A sealed channel without sessions is closed by the gateway after this time, and by the worker after twice it.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ModelRoot, Sampling, SessionId,
     codec::DecodeError,
-    limits::{COMPLETION_TOKENS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX},
+    limits::{COMPLETION_TOKENS_MAX, GRAMMAR_BYTES_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX},
 };
 
 /// A vocabulary index.
@@ -39,6 +39,20 @@ pub struct Open {
     pub sampling: Sampling,
     /// `None`: no log-probabilities; else that many alternatives with each token.
     pub top_logprobs: Option<u8>,
+    /// What the answer must follow, in llguidance's dialect of Lark. When it is whole, the session finishes with one of
+    /// `stop_tokens`, of which it needs at least one.
+    pub grammar: Option<String>,
+    pub tier: Tier,
+}
+
+/// Which sessions get a slot first where several wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Tier {
+    /// May wait for all others.
+    Flex,
+    #[default]
+    Default,
+    Priority,
 }
 
 impl Open {
@@ -55,6 +69,8 @@ impl Open {
             (self.completion_tokens_max <= COMPLETION_TOKENS_MAX, "completion_tokens_max is too large"),
             (self.stop_tokens.len() <= STOP_TOKENS_MAX, "too many stop tokens"),
             (self.top_logprobs.is_none_or(|n| n <= TOP_LOGPROBS_MAX), "too many top_logprobs"),
+            (self.grammar.as_ref().is_none_or(|text| text.len() <= GRAMMAR_BYTES_MAX), "the grammar is too large"),
+            (self.grammar.is_none() || !self.stop_tokens.is_empty(), "a grammar needs a stop token"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, why)) => Err(DecodeError::Invalid(why)),

@@ -6,13 +6,13 @@ use std::{fmt::Write as _, path::Path};
 
 use opengrid_protocol::{
     ModelRoot, NodeId, Sampling, SessionId, Signed,
-    beacon::{Beacon, Class},
+    beacon::{Beacon, Class, Features},
     codec,
     content::{ContentRequest, ContentResponse, Manifest},
     frame,
     invite::Invite,
     sealing_key::SealingKey,
-    session::{Finish, Open, Refusal, ToGateway, ToWorker, TokenOut, Usage},
+    session::{Finish, Open, Refusal, Tier, ToGateway, ToWorker, TokenOut, Usage},
 };
 
 const HEADER: &str =
@@ -74,8 +74,11 @@ fn sessions(snapshot: &mut Snapshot) {
         stop_tokens: vec![0, 2],
         sampling: sampling(),
         top_logprobs: Some(5),
+        grammar: Some("start: /a+/".into()),
+        tier: Tier::Priority,
     };
-    let plain = Open { sampling: Sampling::greedy(), top_logprobs: None, ..open.clone() };
+    let plain =
+        Open { sampling: Sampling::greedy(), top_logprobs: None, grammar: None, tier: Tier::Default, ..open.clone() };
     snapshot.value("to_worker.open", &ToWorker::Open(Box::new(open)));
     snapshot.value("to_worker.open.greedy", &ToWorker::Open(Box::new(plain)));
     snapshot.value("to_worker.cancel", &ToWorker::Cancel { session });
@@ -107,6 +110,7 @@ fn records(snapshot: &mut Snapshot) {
         model: ModelRoot(counting(0)),
         model_id: "smollm2-135m".into(),
         class: Class::Exact(counting(0x40)),
+        features: Features::EMBEDDED,
         sequence: 1_000,
         issued_ms: 1_800_000_000_000,
         life_ms: 8_000,
@@ -118,7 +122,7 @@ fn records(snapshot: &mut Snapshot) {
         prefill_millitokens_per_s: 400_000,
         draining: false,
     };
-    let approximate = Beacon { class: Class::Approximate, draining: true, ..beacon.clone() };
+    let approximate = Beacon { class: Class::Approximate, features: Features::EMBED, draining: true, ..beacon.clone() };
     let key = SealingKey {
         key_id: counting(0x10),
         public: counting::<1_216>(0).to_vec(),

@@ -3,7 +3,7 @@
 
 use opengrid_protocol::{
     ModelRoot, Record, Sampling, SessionId,
-    beacon::{Beacon, Class},
+    beacon::{Beacon, Class, Features},
     codec::{self, DecodeError},
     limits::*,
     sealing_key::{SealingKey, XWING_PUBLIC_BYTES},
@@ -31,6 +31,8 @@ fn open() -> Open {
         stop_tokens: vec![2; STOP_TOKENS_MAX],
         sampling: sampling(),
         top_logprobs: Some(TOP_LOGPROBS_MAX),
+        grammar: Some("a".repeat(GRAMMAR_BYTES_MAX)),
+        tier: opengrid_protocol::session::Tier::Priority,
     }
 }
 
@@ -94,6 +96,7 @@ fn beacons() {
         model: ModelRoot([0; 32]),
         model_id: "x".repeat(MODEL_ID_BYTES_MAX),
         class: Class::Approximate,
+        features: Features::EMBEDDED,
         sequence: 0,
         issued_ms: 0,
         life_ms: BEACON_LIFE_MS_MAX,

@@ -5,7 +5,7 @@ mod common;
 
 use opengrid_protocol::{
     ModelRoot, NodeId, Signed,
-    beacon::{Beacon, Class},
+    beacon::{Beacon, Class, Features},
     codec::DecodeError,
     limits::{BEACON_LIFE_MS, BEACON_LIFE_MS_MAX, CLOCK_SKEW_MS_MAX, RECORD_BYTES_MAX},
     sealing_key::SealingKey,
@@ -21,6 +21,7 @@ fn beacon() -> Beacon {
         model: ModelRoot([1; 32]),
         model_id: "smollm2-135m".into(),
         class: Class::Approximate,
+        features: Features::EMBEDDED,
         sequence: 1,
         issued_ms: NOW_MS,
         life_ms: BEACON_LIFE_MS,

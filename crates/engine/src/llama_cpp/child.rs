@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use opengrid_grammar::Constraint;
 use opengrid_protocol::{
     beacon::Class,
     session::{Finish, Token, TokenOut, Usage},
@@ -17,6 +18,7 @@ use opengrid_sampler::Sampler;
 use super::{
     Mode, budget,
     ffi::{BatchToken, Context, ContextOptions, Model, ModelOptions},
+    grammars::{self, Compiler, SharedWords},
     messages::{FromEngine, Generate, JobEvent, Load, Measured, Progress, Ready, ToEngine},
     pace::Pace,
     self_test,
@@ -45,13 +47,19 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
     };
     let sandbox = sandbox::enter(&load.model_path, load.devices);
     let (sender, inbox) = sync_channel(INBOX);
-    std::thread::Builder::new().name("ipc".to_owned()).spawn(move || read_frames(input, &sender))?;
+    let words = SharedWords::default();
+    let compiler = Compiler::new(words.clone());
+    std::thread::Builder::new()
+        .name("ipc".to_owned())
+        .stack_size(opengrid_grammar::STACK_BYTES)
+        .spawn(move || read_frames(input, &sender, compiler))?;
     let refuse = |output: &mut File, why: String| {
         let _ = ipc::write(output, &FromEngine::LoadFailed(why.clone()));
         io::Error::other(why)
     };
     let model = load_model(&load).map_err(|why| refuse(&mut output, why))?;
     let (context, ready) = prepare(&load, &model, sandbox).map_err(|why| refuse(&mut output, why))?;
+    let _ = words.set(grammars::words(&model));
     ipc::write(&mut output, &FromEngine::Ready(Box::new(ready.clone())))?;
     let mut engine = Stepper {
         batcher: Batcher::new(usize::from(ready.slots)),
@@ -72,10 +80,23 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
     engine.serve(&inbox, &mut output)
 }
 
+/// A frame, and a request's grammar ready for use.
+enum Incoming {
+    Generate(Box<Generate>, Result<Option<Box<Constraint>>, String>),
+    Other(ToEngine),
+}
+
 /// The parent's end is this process's end, even in the middle of a step.
-fn read_frames(mut input: Stdin, sender: &SyncSender<ToEngine>) {
+fn read_frames(mut input: Stdin, sender: &SyncSender<Incoming>, mut compiler: Compiler) {
     while let Ok(message) = ipc::read(&mut input, ipc::TO_CHILD_BYTES_MAX) {
-        if sender.send(message).is_err() {
+        let incoming = match message {
+            ToEngine::Generate(generate) => {
+                let constraint = compiler.constraint(&generate);
+                Incoming::Generate(generate, constraint.map(|constraint| constraint.map(Box::new)))
+            }
+            other => Incoming::Other(other),
+        };
+        if sender.send(incoming).is_err() {
             break;
         }
     }
@@ -165,8 +186,8 @@ struct Stepper<'m> {
     context_tokens: usize,
     /// Of jobs that wait for a slot.
     waiting: Vec<Answer>,
-    /// Ids in the order that was told last.
-    queue_told: Vec<u64>,
+    /// Of those that wait: the place told last.
+    queue_told: Vec<(u64, u32)>,
     /// By slot.
     running: Vec<Option<Answer>>,
     /// Of this step; written in one piece.
@@ -183,10 +204,11 @@ struct Answer {
     step: u32,
     stop_tokens: Vec<Token>,
     top_logprobs: Option<u8>,
+    constraint: Option<Box<Constraint>>,
 }
 
 impl Stepper<'_> {
-    fn serve(&mut self, inbox: &Receiver<ToEngine>, output: &mut File) -> io::Result<()> {
+    fn serve(&mut self, inbox: &Receiver<Incoming>, output: &mut File) -> io::Result<()> {
         loop {
             if self.batcher.idle() {
                 let Ok(message) = inbox.recv() else { return Ok(()) };
@@ -208,17 +230,23 @@ impl Stepper<'_> {
         }
     }
 
-    fn handle(&mut self, message: ToEngine, output: &mut File) -> io::Result<()> {
+    fn handle(&mut self, incoming: Incoming, output: &mut File) -> io::Result<()> {
+        let message = match incoming {
+            Incoming::Generate(generate, constraint) => {
+                match constraint {
+                    Ok(constraint) => self.enqueue(*generate, constraint),
+                    Err(why) => self.emit(generate.id, Progress::Invalid(why)),
+                }
+                return Ok(());
+            }
+            Incoming::Other(message) => message,
+        };
         match message {
-            ToEngine::Load(_) => Err(io::Error::other("a second Load")),
+            ToEngine::Load(_) | ToEngine::Generate(_) => Err(io::Error::other("a message out of turn")),
             ToEngine::Ping { nonce } => ipc::write(output, &FromEngine::Pong { nonce }),
             ToEngine::ProbeSandbox => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),
             ToEngine::Cancel { id } => {
                 self.cancel(id);
-                Ok(())
-            }
-            ToEngine::Generate(generate) => {
-                self.enqueue(*generate);
                 Ok(())
             }
         }
@@ -231,9 +259,13 @@ impl Stepper<'_> {
         }
     }
 
-    fn enqueue(&mut self, generate: Generate) {
-        let Generate { id, client, tokens, prompt_tokens, completion_tokens_max, stop_tokens, sampling, top_logprobs } =
-            generate;
+    fn enqueue(&mut self, generate: Generate, constraint: Option<Box<Constraint>>) {
+        let Generate { id, client, tokens, prompt_tokens, completion_tokens_max, stop_tokens, sampling, .. } = generate;
+        let (top_logprobs, tier) = (generate.top_logprobs, generate.tier);
+        if let (true, Some(stop)) = (constraint.as_ref().is_some_and(|c| c.is_complete()), stop_tokens.first()) {
+            self.emit(id, Progress::Finished(Finish::Stop(*stop), Usage::default()));
+            return;
+        }
         let prompt = (prompt_tokens as usize).min(tokens.len());
         let tokens_max = prompt.saturating_add(completion_tokens_max as usize).min(self.context_tokens);
         if tokens.is_empty() || tokens.len() >= tokens_max {
@@ -242,8 +274,8 @@ impl Stepper<'_> {
         }
         let sampler = Sampler::new(&sampling, &tokens[..prompt], &tokens[prompt..]);
         let step = (tokens.len() - prompt) as u32;
-        self.waiting.push(Answer { id, sampler, step, stop_tokens, top_logprobs });
-        self.batcher.enqueue(Job { id, client, tokens, tokens_max });
+        self.waiting.push(Answer { id, sampler, step, stop_tokens, top_logprobs, constraint });
+        self.batcher.enqueue(Job { id, client, tokens, tokens_max, tier });
     }
 
     fn emit(&mut self, id: u64, progress: Progress) {
@@ -252,7 +284,7 @@ impl Stepper<'_> {
 
     fn admit(&mut self) {
         for admission in self.batcher.admit() {
-            if self.queue_told.contains(&admission.id) {
+            if self.queue_told.iter().any(|(id, _)| *id == admission.id) {
                 self.emit(admission.id, Progress::Queued(0));
             }
             let at = self.waiting.iter().position(|answer| answer.id == admission.id);
@@ -264,15 +296,18 @@ impl Stepper<'_> {
         self.tell_queue();
     }
 
-    /// Tells each waiting job its place when that has changed.
+    /// Tells each waiting job its place when that is nearer than the one told before.
     fn tell_queue(&mut self) {
         let queue: Vec<u64> = self.batcher.waiting().collect();
-        for (place, id) in queue.iter().enumerate() {
-            if self.queue_told.get(place) != Some(id) {
-                self.emit(*id, Progress::Queued(place as u32 + 1));
+        let mut told = Vec::with_capacity(queue.len());
+        for (place, id) in (1..).zip(queue) {
+            let before = self.queue_told.iter().find(|(other, _)| *other == id).map(|(_, place)| *place);
+            if before.is_none_or(|before| place < before) {
+                self.emit(id, Progress::Queued(place));
             }
+            told.push((id, before.map_or(place, |before| before.min(place))));
         }
-        self.queue_told = queue;
+        self.queue_told = told;
     }
 
     fn limits(&self) -> StepLimits {
@@ -337,19 +372,21 @@ impl Stepper<'_> {
             }
             let logits = self.context.logits(end - 1).ok_or("llama.cpp gave no logits")?;
             let Some(answer) = self.running[chunk.slot].as_mut() else { continue };
-            let (id, token) = (answer.id, answer.draw(logits, &mut self.scratch));
-            let finish = if answer.stop_tokens.contains(&token.token) {
-                Some(Finish::Stop(token.token))
-            } else {
-                answer.advance(token.token);
-                let full = self.batcher.push(chunk.slot, token.token);
-                self.emit(id, Progress::Token(token));
-                full.then_some(Finish::Length)
+            let id = answer.id;
+            let end = match answer.draw(logits, &mut self.scratch) {
+                Err(why) => Some(Err(why)),
+                Ok(token) if answer.stop_tokens.contains(&token.token) => Some(Ok(Finish::Stop(token.token))),
+                Ok(token) => {
+                    let complete = answer.advance(token.token);
+                    let full = self.batcher.push(chunk.slot, token.token);
+                    self.emit(id, Progress::Token(token));
+                    complete.map(Ok).or(full.then_some(Ok(Finish::Length)))
+                }
             };
-            if let Some(finish) = finish {
+            if let Some(end) = end {
                 self.running[chunk.slot] = None;
                 let usage = self.batcher.finish(chunk.slot);
-                self.emit(id, Progress::Finished(finish, usage));
+                self.emit(id, end.map_or_else(Progress::Invalid, |finish| Progress::Finished(finish, usage)));
             }
         }
         Ok(())
@@ -358,19 +395,38 @@ impl Stepper<'_> {
 
 impl Answer {
     /// The next token; `logits` are overwritten.
-    fn draw(&mut self, logits: &mut [f32], scratch: &mut Vec<f32>) -> TokenOut {
+    ///
+    /// # Errors
+    /// When the grammar leaves none.
+    fn draw(&mut self, logits: &mut [f32], scratch: &mut Vec<f32>) -> Result<TokenOut, String> {
         let Some(top_n) = self.top_logprobs else {
-            return TokenOut { token: self.sampler.pick(logits, self.step), logprob: None, top: Vec::new() };
+            let token = self.pick(logits)?;
+            return Ok(TokenOut { token, logprob: None, top: Vec::new() });
         };
         scratch.clear();
         scratch.extend_from_slice(logits);
-        let token = self.sampler.pick(scratch, self.step);
+        let token = self.pick(scratch)?;
         let (logprob, top) = opengrid_sampler::logprobs(logits, token, top_n);
-        TokenOut { token, logprob: Some(logprob), top }
+        Ok(TokenOut { token, logprob: Some(logprob), top })
     }
 
-    fn advance(&mut self, token: Token) {
+    fn pick(&mut self, logits: &mut [f32]) -> Result<Token, String> {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(logits).map_err(|error| error.to_string())?;
+        }
+        let token = self.sampler.pick(logits, self.step);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token).map_err(|error| error.to_string())?;
+        }
+        Ok(token)
+    }
+
+    /// Takes a token into the answer; the finish when that completes what the grammar asks for.
+    fn advance(&mut self, token: Token) -> Option<Finish> {
         self.sampler.accept(token);
         self.step += 1;
+        let complete = self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete());
+        let stop = self.stop_tokens.first().filter(|_| complete)?;
+        Some(Finish::Stop(*stop))
     }
 }

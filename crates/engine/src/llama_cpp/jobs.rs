@@ -242,6 +242,7 @@ impl State {
             Progress::Queued(before) => (Event::Queued(before), false),
             Progress::Token(token) => (Event::Tokens(vec![token]), false),
             Progress::Finished(finish, usage) => (Event::Finished(finish, usage), true),
+            Progress::Invalid(why) => (Event::Failed(EngineError::Invalid(why)), true),
         };
         let sent = events.try_send(event);
         match sent {

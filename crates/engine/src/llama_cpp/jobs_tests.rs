@@ -22,6 +22,8 @@ fn generate(id: u64) -> Generate {
         stop_tokens: Vec::new(),
         sampling: Sampling::greedy(),
         top_logprobs: None,
+        grammar: None,
+        tier: opengrid_protocol::session::Tier::Default,
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use opengrid_protocol::{
     Sampling,
     beacon::Class,
-    session::{Finish, Token, TokenOut, Usage},
+    session::{Finish, Tier, Token, TokenOut, Usage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,8 @@ pub struct Generate {
     pub stop_tokens: Vec<Token>,
     pub sampling: Sampling,
     pub top_logprobs: Option<u8>,
+    pub grammar: Option<String>,
+    pub tier: Tier,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -107,4 +109,6 @@ pub enum Progress {
     Queued(u32),
     Token(TokenOut),
     Finished(Finish, Usage),
+    /// The request itself is at fault: its grammar.
+    Invalid(String),
 }

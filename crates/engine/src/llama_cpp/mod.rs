@@ -1,13 +1,14 @@
 //! The embedded engine: llama.cpp in a supervised, sandboxed child process of the same binary.
 //!
 //! On the node's side: [`EmbeddedEngine`] (the [`Engine`] trait), `supervisor` (the child's life), `jobs` (what runs),
-//! `measured` (the cache of self-test results). In the child: `child` (the step loop), `pace` (how many threads), `self_test`,
-//! `budget`, `ffi`. `speeds` is known to both.
+//! `measured` (the cache of self-test results). In the child: `child` (the step loop), `pace` (how many threads), `grammars`,
+//! `self_test`, `budget`, `ffi`. `speeds` is known to both.
 
 mod budget;
 mod child;
 mod config;
 pub(crate) mod ffi;
+mod grammars;
 mod jobs;
 mod measured;
 mod messages;
@@ -20,8 +21,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use opengrid_protocol::{
-    beacon::Class,
-    limits::{COMPLETION_TOKENS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX},
+    beacon::{Class, Features},
+    limits::{COMPLETION_TOKENS_MAX, GRAMMAR_BYTES_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX},
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -105,6 +106,8 @@ impl EmbeddedEngine {
             (request.stop_tokens.len() <= STOP_TOKENS_MAX, "too many stop tokens"),
             (request.completion_tokens_max <= COMPLETION_TOKENS_MAX, "completion_tokens_max is too large"),
             (request.top_logprobs.is_none_or(|n| n <= TOP_LOGPROBS_MAX), "too many top_logprobs"),
+            (request.grammar.as_ref().is_none_or(|text| text.len() <= GRAMMAR_BYTES_MAX), "the grammar is too large"),
+            (request.grammar.is_none() || !request.stop_tokens.is_empty(), "a grammar needs a stop token"),
             (
                 request.prompt_tokens >= 1 && request.prompt_tokens as usize <= request.tokens.len(),
                 "prompt_tokens must lie in 1..=tokens",
@@ -147,6 +150,8 @@ impl Engine for EmbeddedEngine {
             stop_tokens,
             sampling,
             top_logprobs,
+            grammar,
+            tier,
         } = request;
         self.jobs.submit(|id| Generate {
             id,
@@ -157,6 +162,8 @@ impl Engine for EmbeddedEngine {
             stop_tokens,
             sampling,
             top_logprobs,
+            grammar,
+            tier,
         })
     }
 
@@ -175,6 +182,7 @@ fn capabilities(config: &EmbeddedConfig, ready: &Ready) -> Capabilities {
     let kind = if matches!(ready.measured.class, Class::Exact(_)) { "exact" } else { "approximate" };
     Capabilities {
         class: ready.measured.class,
+        features: Features::EMBEDDED,
         context_tokens: ready.context_tokens,
         slots: ready.slots,
         queue_max: config.queue_max,

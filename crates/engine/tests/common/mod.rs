@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use opengrid_engine::{EmbeddedConfig, EmbeddedEngine, Engine, Event, GenerateRequest, Generation, Vocabulary};
 use opengrid_protocol::{
     Sampling,
-    session::{Finish, Token, TokenOut, Usage},
+    session::{Finish, Tier, Token, TokenOut, Usage},
 };
 use tokio::time::timeout;
 
@@ -53,6 +53,8 @@ pub fn request(tokens: Vec<Token>, max: u32, sampling: Sampling) -> GenerateRequ
         stop_tokens: Vec::new(),
         sampling,
         top_logprobs: None,
+        grammar: None,
+        tier: Tier::Default,
     }
 }
 

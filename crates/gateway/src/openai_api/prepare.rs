@@ -84,6 +84,8 @@ pub async fn place(
                 vocabulary_size: text.vocabulary_size(),
                 sampling,
                 top_logprobs: options.top_logprobs,
+                grammar: None,
+                tier: opengrid_protocol::session::Tier::Default,
                 affinity: options.affinity.clone(),
             });
         }

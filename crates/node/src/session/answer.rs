@@ -9,7 +9,7 @@ use std::{
 
 use opengrid_protocol::{
     ModelRoot, NodeId, SessionId,
-    beacon::Class,
+    beacon::{Class, Features},
     session::{Finish, Open, Refusal, ToGateway, Token, TokenOut, Usage},
 };
 use tokio::{
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     handle::{AnswerEvent, GridError, Job},
-    placement::{Lease, Placement},
+    placement::{Lease, Needs, Placement},
 };
 
 /// A worker that took the channel must say something about a new session within this time.
@@ -81,7 +81,7 @@ struct Progress {
     acceptances: u64,
     attempts: u64,
     /// A worker that called the request invalid. One may be wrong, or lie; two agree.
-    called_invalid_by: Option<NodeId>,
+    called_invalid: Option<(NodeId, String)>,
 }
 
 impl Progress {
@@ -126,7 +126,7 @@ impl AnswerTask {
             worker: None,
             acceptances: 0,
             attempts: 0,
-            called_invalid_by: None,
+            called_invalid: None,
         };
         if let Err(error) = self.open(&progress).check() {
             return self.fail(GridError::Invalid(error.to_string())).await;
@@ -169,8 +169,12 @@ impl AnswerTask {
                 fruitless += 1;
             }
             if fruitless >= FRUITLESS_MAX || progress.acceptances >= ACCEPTANCES_MAX {
-                let why = "every worker that took the request failed at it";
-                return self.fail(GridError::Internal(why.into())).await;
+                return self
+                    .fail(match progress.called_invalid {
+                        Some((_, why)) => GridError::Invalid(why),
+                        None => GridError::Internal("every worker that took the request failed at it".into()),
+                    })
+                    .await;
             }
             if self.accepted.is_some() && began.elapsed() > PLACEMENT_PATIENCE {
                 return self.fail(self.nobody()).await;
@@ -180,7 +184,7 @@ impl AnswerTask {
 
     fn lease(&self, progress: &Progress, avoid: &HashMap<NodeId, Instant>) -> Option<Lease> {
         let left = self.completion_tokens_max.saturating_sub(progress.answered());
-        let needed = progress.tokens.len() as u32 + left;
+        let needed = Needs { tokens: progress.tokens.len() as u32 + left, features: self.job.features() };
         self.placement.choose(
             self.model,
             &progress.tokens,
@@ -211,6 +215,10 @@ impl AnswerTask {
     }
 
     fn nobody(&self) -> GridError {
+        let features = self.job.features();
+        if self.placement.can(self.model, Features::NONE) && !self.placement.can(self.model, features) {
+            return GridError::Incapable { model: self.job.model.clone(), retry_after_s: RETRY_AFTER_S };
+        }
         GridError::NoWorker { model: self.job.model.clone(), retry_after_s: RETRY_AFTER_S }
     }
 
@@ -248,6 +256,8 @@ impl AnswerTask {
             stop_tokens: self.job.stop_tokens.clone(),
             sampling: self.job.sampling.clone(),
             top_logprobs: self.job.top_logprobs,
+            grammar: self.job.grammar.clone(),
+            tier: self.job.tier,
         }
     }
 
@@ -354,18 +364,23 @@ impl AnswerTask {
 
     fn refused(&self, worker: NodeId, why: Refusal, progress: &mut Progress) -> Attempt {
         match why {
-            Refusal::Invalid(_) if progress.called_invalid_by.is_some_and(|other| other != worker) => {
-                Attempt::Hopeless(GridError::Invalid("two workers refuse this request".into()))
+            Refusal::Invalid(why) if progress.called_invalid.as_ref().is_some_and(|(other, _)| *other != worker) => {
+                Attempt::Hopeless(GridError::Invalid(shortened(&why)))
             }
             Refusal::Invalid(why) => {
                 tracing::debug!(worker = %worker.short(), why, "a worker calls a checked request invalid");
-                progress.called_invalid_by = Some(worker);
+                progress.called_invalid = Some((worker, shortened(&why)));
                 Attempt::Failed { busy: true }
             }
             Refusal::Busy | Refusal::Draining => Attempt::Failed { busy: true },
             _ => Attempt::Failed { busy: false },
         }
     }
+}
+
+/// A stranger's words, fit to be shown.
+fn shortened(why: &str) -> String {
+    why.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 #[cfg(test)]

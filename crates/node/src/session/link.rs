@@ -187,6 +187,8 @@ mod tests {
             stop_tokens: vec![],
             sampling: Sampling::greedy(),
             top_logprobs: None,
+            grammar: None,
+            tier: opengrid_protocol::session::Tier::Default,
         }
     }
 

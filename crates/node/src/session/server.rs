@@ -126,6 +126,8 @@ async fn start(client: NodeId, open: Open, backend: &SharedBackend) -> Result<Ge
         stop_tokens: open.stop_tokens,
         sampling: open.sampling,
         top_logprobs: open.top_logprobs,
+        grammar: open.grammar,
+        tier: open.tier,
     };
     engine.generate(request).await.map_err(refusal)
 }

@@ -135,6 +135,8 @@ pub fn job(completion_tokens: u32) -> Job {
         vocabulary_size: VOCABULARY,
         sampling: Sampling { seed: 7, temperature: 0.8, ..Sampling::greedy() },
         top_logprobs: None,
+        grammar: None,
+        tier: opengrid_protocol::session::Tier::Default,
         affinity: None,
     }
 }

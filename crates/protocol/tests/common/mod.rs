@@ -3,11 +3,11 @@
 
 use opengrid_protocol::{
     ModelRoot, NodeId, Sampling, SessionId, Signed,
-    beacon::{Beacon, Class},
+    beacon::{Beacon, Class, Features},
     content::{ContentRequest, ContentResponse, Manifest},
     invite::Invite,
     sealing_key::SealingKey,
-    session::{Finish, Open, Refusal, ToGateway, ToWorker, Token, TokenOut, Usage},
+    session::{Finish, Open, Refusal, Tier, ToGateway, ToWorker, Token, TokenOut, Usage},
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -49,13 +49,20 @@ pub fn sampling() -> impl Strategy<Value = Sampling> {
     )
 }
 
+fn tier() -> impl Strategy<Value = Tier> {
+    prop_oneof![Just(Tier::Flex), Just(Tier::Default), Just(Tier::Priority)]
+}
+
 prop_compose! {
     pub fn open()(
         session in session(), model in root(), tokens in vec(any::<Token>(), 0..50), prompt_tokens: u32,
         completion_tokens_max: u32, stop_tokens in vec(any::<Token>(), 0..5), sampling in sampling(),
-        top_logprobs: Option<u8>,
+        top_logprobs: Option<u8>, grammar: Option<String>, tier in tier(),
     ) -> Open {
-        Open { session, model, tokens, prompt_tokens, completion_tokens_max, stop_tokens, sampling, top_logprobs }
+        Open {
+            session, model, tokens, prompt_tokens, completion_tokens_max, stop_tokens, sampling, top_logprobs, grammar,
+            tier,
+        }
     }
 }
 
@@ -122,13 +129,13 @@ pub fn class() -> impl Strategy<Value = Class> {
 prop_compose! {
     pub fn beacon()(
         model in root(), model_id: String, class in class(), longs: [u64; 3], ints: [u32; 3], shorts: [u16; 3],
-        draining: bool,
+        draining: bool, features: u32,
     ) -> Beacon {
         let [sequence, issued_ms, life_ms] = longs;
         let [context_tokens, decode_millitokens_per_s, prefill_millitokens_per_s] = ints;
         let [slots, slots_busy, queued] = shorts;
         Beacon {
-            model, model_id, class, sequence, issued_ms, life_ms, context_tokens, slots, slots_busy, queued,
+            model, model_id, class, features: Features(features), sequence, issued_ms, life_ms, context_tokens, slots, slots_busy, queued,
             decode_millitokens_per_s, prefill_millitokens_per_s, draining,
         }
     }
