@@ -170,10 +170,10 @@ impl From<GridError> for ApiError {
         match error {
             GridError::UnknownModel(model) => Self::model_not_found(&model),
             GridError::NoWorker { model, retry_after_s } => Self::no_capacity(&model, retry_after_s),
-            GridError::Incapable { retry_after_s, .. } => Self {
-                retry_after_s: Some(retry_after_s.max(1)),
-                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_capacity", error.to_string())
-            },
+            GridError::Incapable { retry_after_s, .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_capacity", error.to_string())
+                    .retry_after(Duration::from_secs(retry_after_s.max(1).into()))
+            }
             GridError::ContextOverflow { .. } => {
                 Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", error.to_string())
             }
