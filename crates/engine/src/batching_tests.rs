@@ -185,3 +185,24 @@ proptest! {
         prop_assert!(batcher.idle(), "work is left over");
     }
 }
+
+#[test]
+fn higher_tiers_go_first_and_nobody_starves() {
+    let mut batcher = Batcher::new(1);
+    batcher.enqueue(job(0, 1, vec![1, 2], 1));
+    assert_eq!(batcher.admit().len(), 1);
+    let of = |id, tier| Job { tier, ..job(id, 1, vec![1, 2], 1) };
+    for (id, tier) in
+        [(1, Tier::Flex), (2, Tier::Default), (3, Tier::Priority), (4, Tier::Default), (5, Tier::Priority)]
+    {
+        batcher.enqueue(of(id, tier));
+    }
+    assert_eq!(batcher.waiting().collect::<Vec<_>>(), [3, 5, 2, 4, 1]);
+    for id in 10..30 {
+        batcher.enqueue(of(id, Tier::Priority));
+    }
+    let order: Vec<u64> = batcher.waiting().collect();
+    let place = |id| order.iter().position(|other| *other == id).unwrap();
+    assert_eq!(place(1), 4 + PASSES_MAX as usize - 4, "passed by 2, 3, 4, 5 and four more");
+    assert!(place(2) < place(1) && place(29) == order.len() - 1);
+}
