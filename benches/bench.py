@@ -18,6 +18,7 @@ NAMES = {
     "failover": "kill -9 of the serving worker mid-answer: same text, length of the pause",
     "idle": "memory and CPU of a node that does nothing",
     "streams": "200 concurrent streams through one gateway to fake engines",
+    "api": "what the gateway itself costs: latency, requests per second, memory of 10,000 idle streams",
     "start": "how long ./run takes to an answer",
 }
 
