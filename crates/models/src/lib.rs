@@ -1,9 +1,10 @@
 //! Catalogue, bounded GGUF reader, content store and downloads.
 //!
-//! Four ideas, each in its module:
+//! Five ideas, each in its module:
 //! - [`gguf`]: what a model file says about itself, read without trusting it. Pure.
 //! - [`chunk_tree`]: a file is named by its BLAKE3 hash ([`ModelRoot`](opengrid_protocol::ModelRoot)); cut at 1 MiB,
 //!   the same tree proves every chunk by itself. Pure.
+//! - [`convert`]: other formats made into GGUF, always the same bytes. Pure.
 //! - [`catalogue`]: which models there are, what they hash to and where they can be had.
 //! - [`store`] and [`download`]: one directory of proven files, shared by all nodes of this user, and the ways to fill
 //!   it: peers, the hub, a package registry, a local file. [`serve`] is the other side of the peers' way.
@@ -12,6 +13,7 @@
 
 pub mod catalogue;
 pub mod chunk_tree;
+pub mod convert;
 #[cfg(feature = "download")]
 pub mod download;
 pub mod gguf;

@@ -3,7 +3,8 @@
 use super::{MAGIC, ValueType};
 
 const VERSION: u32 = 3;
-const ALIGNMENT: usize = 32;
+/// Of tensors in what [`Writer`] makes, in bytes.
+pub const ALIGNMENT: usize = 32;
 
 /// Collects metadata and tensors; [`Writer::finish`] lays them out.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +14,8 @@ pub struct Writer {
     tensors: u64,
     infos: Vec<u8>,
     data: Vec<u8>,
+    /// Bytes of tensors that the caller puts behind [`Writer::finish`]; `data` stays empty then.
+    data_apart: u64,
 }
 
 impl Writer {
@@ -84,13 +87,27 @@ impl Writer {
     #[must_use]
     pub fn tensor(mut self, name: &str, dimensions: &[u64], kind: u32, data: &[u8]) -> Self {
         self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
+        let offset = self.data.len() as u64;
+        self.data.extend_from_slice(data);
+        self.info(name, dimensions, kind, offset)
+    }
+
+    /// A tensor of `bytes` bytes that the caller writes behind what [`Writer::finish`] returns, in the same order, each
+    /// filled up to a multiple of [`ALIGNMENT`]. Not to be mixed with [`Writer::tensor`].
+    #[must_use]
+    pub fn tensor_apart(mut self, name: &str, dimensions: &[u64], kind: u32, bytes: u64) -> Self {
+        let offset = self.data_apart;
+        self.data_apart += bytes.next_multiple_of(ALIGNMENT as u64);
+        self.info(name, dimensions, kind, offset)
+    }
+
+    fn info(mut self, name: &str, dimensions: &[u64], kind: u32, offset: u64) -> Self {
         self.tensors += 1;
         self.infos.extend(string(name.as_bytes()));
         self.infos.extend((dimensions.len() as u32).to_le_bytes());
         self.infos.extend(dimensions.iter().flat_map(|size| size.to_le_bytes()));
         self.infos.extend(kind.to_le_bytes());
-        self.infos.extend((self.data.len() as u64).to_le_bytes());
-        self.data.extend_from_slice(data);
+        self.infos.extend(offset.to_le_bytes());
         self
     }
 
