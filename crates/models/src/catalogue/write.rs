@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, io::Write as _, path::Path};
 
-use super::{Catalogue, CatalogueError, FILE_NAME, ModelEntry, Source, TemplateSource, read_bounded};
+use super::{Catalogue, CatalogueError, Conversion, FILE_NAME, ModelEntry, Source, TemplateSource, read_bounded};
 
 pub(super) fn add(directory: &Path, model: &ModelEntry) -> Result<(), CatalogueError> {
     let path = directory.join(FILE_NAME);
@@ -30,11 +30,12 @@ pub(super) fn to_toml(model: &ModelEntry) -> String {
         TemplateSource::Inline(text) => format!("{{ inline = {} }}", quoted(text)),
     };
     let mut text = format!(
-        "[[model]]\nid = {}\nname = {}\nlicence = {}\nclass = {}\ncontext = {}\ncreated = {}\ntemplate = {template}\n",
+        "[[model]]\nid = {}\nname = {}\nlicence = {}\nclass = {}\ntask = {}\ncontext = {}\ncreated = {}\ntemplate = {template}\n",
         quoted(&model.id),
         quoted(&model.name),
         quoted(&model.licence),
         quoted(&class),
+        quoted(&model.task.to_string()),
         model.context,
         model.created,
     );
@@ -53,21 +54,26 @@ pub(super) fn to_toml(model: &ModelEntry) -> String {
 }
 
 fn source_to_toml(source: &Source) -> String {
-    match source {
-        Source::Hub { repo, revision, path } => format!(
+    let convert = match source.convert() {
+        Some(Conversion::Bert) => "convert = \"bert\"\n",
+        None => "",
+    };
+    let text = match source {
+        Source::Hub { repo, revision, path, .. } => format!(
             "\n[[model.source]]\nkind = \"hub\"\nrepo = {}\nrevision = {}\npath = {}\n",
             quoted(repo),
             quoted(revision),
             quoted(path)
         ),
-        Source::Package { registry, name, version, member } => format!(
+        Source::Package { registry, name, version, member, .. } => format!(
             "\n[[model.source]]\nkind = \"package\"\nregistry = {}\nname = {}\nversion = {}\nmember = {}\n",
             quoted(&format!("{registry:?}").to_lowercase()),
             quoted(name),
             quoted(version),
             quoted(member)
         ),
-    }
+    };
+    text + convert
 }
 
 fn quoted(text: &str) -> String {
@@ -83,17 +89,19 @@ mod tests {
     fn entries_are_added_replaced_and_read_back() {
         let directory = tempfile::tempdir().unwrap();
         let mut model = Catalogue::built_in().unwrap().models().next().unwrap().clone();
+        assert_eq!(model.sources[0].convert(), Some(Conversion::Bert), "the richest entry");
+        let others = Catalogue::built_in().unwrap().models().count();
         model.id = "mine".into();
         model.template = TemplateSource::Inline("{% if \"x\" %}\n\ty'\u{1}\"{% endif %}".into());
         let catalogue = Catalogue::add_to_user_file(directory.path(), &model).unwrap();
         assert_eq!(catalogue.get("mine"), Some(&model));
-        assert_eq!(catalogue.models().count(), 2);
+        assert_eq!(catalogue.models().count(), others + 1);
         model.name = "other".into();
         let catalogue = Catalogue::add_to_user_file(directory.path(), &model).unwrap();
         assert_eq!(catalogue.get("mine").unwrap().name, "other");
         model.id = "bad id".into();
         assert!(Catalogue::add_to_user_file(directory.path(), &model).is_err());
-        assert_eq!(Catalogue::load(directory.path()).unwrap().models().count(), 2);
+        assert_eq!(Catalogue::load(directory.path()).unwrap().models().count(), others + 1);
     }
 
     #[test]
@@ -102,7 +110,7 @@ mod tests {
         let mut model = Catalogue::built_in().unwrap().models().next().unwrap().clone();
         model.sources.clear();
         let catalogue = Catalogue::add_to_user_file(directory.path(), &model).unwrap();
-        assert_eq!(catalogue.models().count(), 1);
+        assert_eq!(catalogue.models().count(), Catalogue::built_in().unwrap().models().count());
         assert!(catalogue.get(&model.id).unwrap().sources.is_empty());
     }
 

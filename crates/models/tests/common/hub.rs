@@ -34,22 +34,27 @@ pub struct Hub {
 
 impl Hub {
     pub fn serve(file: Vec<u8>, behaviour: Behaviour) -> Self {
+        Self::serve_files(vec![("tiny.gguf", file)], behaviour)
+    }
+
+    /// Files of the repository by their names.
+    pub fn serve_files(files: Vec<(&'static str, Vec<u8>)>, behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let starts = Arc::new(Mutex::new(Vec::new()));
         let behaviour = Arc::new(Mutex::new(behaviour));
         let stop = Arc::new(AtomicBool::new(false));
-        let (file, seen, acts, ends) = (Arc::new(file), Arc::clone(&starts), Arc::clone(&behaviour), Arc::clone(&stop));
+        let (seen, acts, ends) = (Arc::clone(&starts), Arc::clone(&behaviour), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             std::thread::scope(|scope| {
                 for stream in listener.incoming() {
                     if ends.load(Ordering::SeqCst) {
                         break;
                     }
-                    let (file, seen, acts, ends) = (&file, &seen, &acts, &ends);
+                    let (files, seen, acts, ends) = (&files, &seen, &acts, &ends);
                     scope.spawn(move || {
                         let acts = acts.lock().unwrap().clone();
-                        let _ = stream.map(|stream| answer(stream, file, seen, &acts, ends));
+                        let _ = stream.map(|stream| answer(stream, files, seen, &acts, ends));
                     });
                 }
             });
@@ -82,7 +87,7 @@ impl Drop for Hub {
 
 fn answer(
     mut stream: TcpStream,
-    file: &[u8],
+    files: &[(&str, Vec<u8>)],
     starts: &Mutex<Vec<u64>>,
     acts: &Behaviour,
     stop: &AtomicBool,
@@ -99,21 +104,22 @@ fn answer(
         }
         if let Some(value) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
             let (start, end) = value.trim().split_once('-').unwrap();
-            range = Some((start.parse::<usize>().unwrap(), end.parse::<usize>().unwrap() + 1));
+            range = Some((start.parse::<usize>().unwrap(), end.parse::<usize>().ok().map(|last| last + 1)));
         }
     }
     if first.is_empty() {
         return Ok(());
     }
-    if !first.starts_with("GET /o/tiny/resolve/main/tiny.gguf ") {
+    let asked_for = |name: &str| first.starts_with(&format!("GET /o/tiny/resolve/main/{name} "));
+    let Some((_, file)) = files.iter().find(|(name, _)| asked_for(name)) else {
         return write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    }
+    };
     if let Some(status) = acts.status {
         return write!(stream, "HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     }
     let asked = range.filter(|_| !acts.no_ranges);
     starts.lock().unwrap().push(asked.map_or(0, |(start, _)| start as u64));
-    let (start, end) = asked.unwrap_or((0, file.len()));
+    let (start, end) = asked.map_or((0, file.len()), |(start, end)| (start, end.unwrap_or(file.len())));
     let status = if asked.is_some() { "206 Partial Content" } else { "200 OK" };
     let part = match asked {
         Some(_) => format!("content-range: bytes {start}-{}/{}\r\n", end - 1, file.len()),

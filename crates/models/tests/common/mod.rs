@@ -13,7 +13,7 @@ use std::{
 
 use opengrid_models::{
     ModelEntry, Store,
-    catalogue::{FileEntry, SizeClass, Source, TemplateSource},
+    catalogue::{FileEntry, SizeClass, Source, Task, TemplateSource},
     chunk_tree::Tree,
     download::{FetchConfig, Progress, ProgressSink, SourceKind},
     test_support::TinyModel,
@@ -33,6 +33,7 @@ pub fn entry_of(file: &[u8]) -> ModelEntry {
         name: "tiny".into(),
         licence: "MIT".into(),
         class: SizeClass::Tiny,
+        task: Task::Generation,
         context: 256,
         created: 0,
         template: TemplateSource::Gguf,
@@ -47,7 +48,7 @@ pub fn entry_of(file: &[u8]) -> ModelEntry {
 }
 
 pub fn hub_source() -> Source {
-    Source::Hub { repo: "o/tiny".into(), revision: "main".into(), path: "tiny.gguf".into() }
+    Source::Hub { repo: "o/tiny".into(), revision: "main".into(), path: "tiny.gguf".into(), convert: None }
 }
 
 /// A store in `directory` that has `file`.

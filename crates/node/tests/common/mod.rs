@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use opengrid_models::{
     Catalogue, ModelEntry, Store,
-    catalogue::{FileEntry, SizeClass, TemplateSource},
+    catalogue::{FileEntry, SizeClass, Task, TemplateSource},
     test_support::TinyModel,
 };
 use opengrid_node::{
@@ -36,6 +36,7 @@ impl Library {
             name: "tiny".into(),
             licence: "MIT".into(),
             class: SizeClass::Tiny,
+            task: Task::Generation,
             context: 256,
             created: 1,
             template: TemplateSource::Gguf,

@@ -58,6 +58,7 @@ fn entry(path: &Path, added: &Added, catalogue: &Catalogue) -> ModelEntry {
         name: info.name.as_deref().and_then(one_line).unwrap_or_else(|| id.clone()),
         licence: info.licence.as_deref().and_then(one_line).unwrap_or_else(|| NO_LICENCE.into()),
         class: class_of(info),
+        task: info.task,
         context: u32::try_from(info.context_length).unwrap_or(u32::MAX).max(1),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         template: TemplateSource::Gguf,
