@@ -9,6 +9,7 @@ mod frames;
 mod gguf;
 mod invites;
 mod records;
+mod safetensors;
 mod sampling;
 mod sealed;
 mod sessions;
@@ -18,6 +19,7 @@ pub use frames::frames;
 pub use gguf::gguf;
 pub use invites::invites;
 pub use records::signed_records;
+pub use safetensors::safetensors;
 pub use sampling::sampling;
 pub use sealed::sealed_frames;
 pub use sessions::session_messages;
@@ -33,5 +35,6 @@ pub const TARGETS: &[Target] = &[
     ("sealed_frames", sealed_frames),
     ("sampling", sampling),
     ("gguf", gguf),
+    ("safetensors", safetensors),
     ("catalogue", catalogue),
 ];
