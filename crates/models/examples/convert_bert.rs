@@ -5,7 +5,7 @@
 use std::{
     error::Error,
     fs::{self, File},
-    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
+    io::{BufWriter, Read, Seek, SeekFrom, Write},
     path::Path,
 };
 
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     plan.write(read, |part| {
         tree.update(part);
         sha256.update(part);
-        file.write_all(part).map_err(io::Error::from)
+        file.write_all(part)
     })?;
     file.flush()?;
     println!("size = {}\nsha256 = \"{}\"", plan.size(), hex::encode(sha256.finalize()));
