@@ -7,6 +7,7 @@
 mod catalogue;
 mod frames;
 mod gguf;
+mod grammars;
 mod invites;
 mod records;
 mod safetensors;
@@ -17,6 +18,7 @@ mod sessions;
 pub use catalogue::catalogue;
 pub use frames::frames;
 pub use gguf::gguf;
+pub use grammars::grammars;
 pub use invites::invites;
 pub use records::signed_records;
 pub use safetensors::safetensors;
@@ -36,5 +38,6 @@ pub const TARGETS: &[Target] = &[
     ("sampling", sampling),
     ("gguf", gguf),
     ("safetensors", safetensors),
+    ("grammars", grammars),
     ("catalogue", catalogue),
 ];
