@@ -175,6 +175,7 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
             tokens_per_s,
             prefill_tokens_per_s: tokens_per_s * FAKE_PREFILL,
             slots,
+            queue_max: settings.queue_max,
             context_tokens: trained_context,
             vocabulary_size,
             ..FakeConfig::default()
