@@ -15,22 +15,23 @@ pub struct Asked {
     pub came: Instant,
     /// `x-request-id` of the answer.
     pub id: Arc<str>,
+    /// `None` for callers without limits.
     meter: Option<Arc<Meter>>,
 }
 
 impl Asked {
-    /// `meter`: `None` for callers without limits.
-    pub fn new(meter: Option<Arc<Meter>>) -> Self {
+    /// A request that comes now, without limits.
+    pub fn new() -> Self {
         let id = format!("req_{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-        Self { came: Instant::now(), id: id.into(), meter }
+        Self { came: Instant::now(), id: id.into(), meter: None }
     }
 
     pub fn of(request: &Request) -> Self {
-        request.extensions().get().cloned().unwrap_or_else(|| Self::new(None))
+        request.extensions().get().cloned().unwrap_or_else(Self::new)
     }
 
-    pub fn meter(&self) -> Option<&Arc<Meter>> {
-        self.meter.as_ref()
+    pub fn with_meter(self, meter: Arc<Meter>) -> Self {
+        Self { meter: Some(meter), ..self }
     }
 
     /// Reserves the tokens of prompts and `choices` answers of at most `completion_tokens_max` each. Hand the charge to

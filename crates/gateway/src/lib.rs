@@ -5,9 +5,12 @@
 //! `native_api`; `text` turns messages into tokens and tokens into text. The gateway sees the node only through
 //! [`GridHandle`](opengrid_node::handle::GridHandle), and keeps no state between requests but compiled templates.
 
+mod access;
 mod asked;
 mod body;
+mod cors;
 mod guard;
+pub mod keys;
 mod limits;
 mod metrics;
 mod native_api;

@@ -1,9 +1,10 @@
-//! Who may ask at all. A gateway on loopback can be reached by every web page that its user opens, so:
+//! From where one may ask. A gateway on loopback can be reached by every web page that its user opens, so:
 //!
 //! - the `Host` must be ours: a page whose own name was rebound to 127.0.0.1 sends that name (DNS rebinding);
-//! - an `Origin` must be ours, and `Sec-Fetch-Site` must not speak of another site (cross-origin requests). No CORS
-//!   header is ever sent, and bodies must be `application/json`, which needs a preflight that is refused;
-//! - what changes the node needs the local token, and so does everything when the gateway listens beyond loopback.
+//! - an `Origin` must be ours or one that the settings name, and else `Sec-Fetch-Site` must not speak of another site
+//!   (cross-origin requests). Bodies must be `application/json`, which needs a preflight that others do not pass.
+//!
+//! Who may ask, and for what, is [`access`](crate::access)'s to say.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,45 +16,33 @@ use crate::{openai_api::errors::ApiError, web};
 pub struct Policy {
     listen: IpAddr,
     allowed_hosts: Vec<String>,
-    local_token: String,
+    /// Exactly as browsers write them; `*` is any.
+    allowed_origins: Vec<String>,
 }
 
 impl Policy {
     /// `allowed_hosts` are names (no ports) besides localhost and the address listened on.
-    pub fn new(listen: SocketAddr, allowed_hosts: &[String], local_token: String) -> Self {
+    pub fn new(listen: SocketAddr, allowed_hosts: &[String], allowed_origins: &[String]) -> Self {
         let allowed_hosts = allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
-        Self { listen: listen.ip(), allowed_hosts, local_token }
+        Self { listen: listen.ip(), allowed_hosts, allowed_origins: allowed_origins.to_vec() }
     }
 
     /// # Errors
-    /// 403 for foreign hosts, origins and sites; 401 without the token where everything needs it.
+    /// 403 for foreign hosts, origins and sites.
     pub fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
         let host = self.check_host(uri, headers)?;
+        if self.is_allowed_origin(headers) {
+            return Ok(());
+        }
         check_origin(&host, headers)?;
-        check_fetch_site(method, uri, headers)?;
-        let open = uri.path() == "/health" || web::is_page(uri.path());
-        if self.listen.is_loopback() || open { Ok(()) } else { self.check_token(headers) }
+        check_fetch_site(method, uri, headers)
     }
 
-    /// # Errors
-    /// 401 unless `Authorization: Bearer <local token>` is there.
-    pub fn check_token(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        let given = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim());
-        match given {
-            Some(token) if !self.local_token.is_empty() && equal(token.as_bytes(), self.local_token.as_bytes()) => {
-                Ok(())
-            }
-            _ => Err(ApiError::new(
-                StatusCode::UNAUTHORIZED,
-                "invalid_api_key",
-                "this needs the node's local token: send `Authorization: Bearer <token>`",
-            )),
-        }
+    /// Exactly one origin, and the settings name it.
+    fn is_allowed_origin(&self, headers: &HeaderMap) -> bool {
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        let (Some(origin), None) = (origins.next(), origins.next()) else { return false };
+        self.allowed_origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
     }
 
     fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<Authority, ApiError> {
@@ -113,18 +102,14 @@ fn foreign_origin() -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, "foreign_origin", message)
 }
 
-/// In time that depends on the lengths only.
-fn equal(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (x, y)| differs | (x ^ y)) == 0
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     fn code(listen: &str, method: &str, target: &str, headers: &[(&'static str, &str)]) -> Option<&'static str> {
-        let policy = Policy::new(listen.parse().unwrap(), &["grid.lan".into()], "secret".into());
+        let origins = ["https://app.example".to_owned()];
+        let policy = Policy::new(listen.parse().unwrap(), &["grid.lan".into()], &origins);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
@@ -182,15 +167,19 @@ mod tests {
     }
 
     #[test]
-    fn beyond_loopback_everything_but_health_needs_the_token() {
-        let host = ("host", "192.168.1.5:8470");
-        assert_eq!(code("0.0.0.0:8470", "GET", "/v1/models", &[host]), Some("invalid_api_key"));
-        assert_eq!(code("0.0.0.0:8470", "GET", "/health", &[host]), None);
-        let right = [host, ("authorization", "Bearer secret")];
-        assert_eq!(code("0.0.0.0:8470", "GET", "/v1/models", &right), None);
-        for wrong in ["Bearer secre", "Bearer secretx", "Basic secret", "secret", "Bearer "] {
-            let refused = code("0.0.0.0:8470", "GET", "/v1/models", &[host, ("authorization", wrong)]);
-            assert_eq!(refused, Some("invalid_api_key"), "{wrong}");
+    fn origins_of_the_settings_are_answered_exactly() {
+        let with = |origin: &str, host: &str| {
+            let headers = [("host", host), ("origin", origin), ("sec-fetch-site", "cross-site")];
+            code("127.0.0.1:8470", "POST", "/v1/chat/completions", &headers)
+        };
+        assert_eq!(with("https://app.example", "localhost:8470"), None);
+        assert_eq!(with("https://app.example", "evil.example"), Some("foreign_host"), "a rebound name stays out");
+        for foreign in
+            ["http://app.example", "https://app.example:444", "https://app.example.evil", "https://APP.example"]
+        {
+            assert_eq!(with(foreign, "localhost:8470"), Some("foreign_origin"), "{foreign}");
         }
+        let twice = [("host", "localhost"), ("origin", "https://app.example"), ("origin", "https://evil.example")];
+        assert_eq!(code("127.0.0.1:8470", "GET", "/v1/models", &twice), Some("foreign_origin"));
     }
 }

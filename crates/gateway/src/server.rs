@@ -1,6 +1,6 @@
 //! The listener: accepts, bounds and ends connections, and routes requests.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -23,8 +23,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    guard::guard,
-    limits::{Limits, Meter},
+    access::Access,
+    cors, guard,
+    limits::Limits,
     metrics::Metrics,
     native_api,
     openai_api::{self, errors::ApiError},
@@ -36,10 +37,16 @@ use crate::{
 /// Limits and secrets of the gateway.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// Needed by requests that change the node; by all requests when the listener is not on loopback.
+    /// Opens everything, without limits.
     pub local_token: String,
+    /// The node's home, where its API keys lie; they are read again when they change. `None`: there are none.
+    pub keys_home: Option<PathBuf>,
+    /// On loopback, too, nothing but the page and `/health` is open without a key. Beyond it that is always so.
+    pub require_key: bool,
     /// Names under which the gateway may be addressed, besides localhost and the listener's address.
     pub allowed_hosts: Vec<String>,
+    /// Origins of web pages that may use the gateway, exactly as browsers write them; `*` is any.
+    pub cors_origins: Vec<String>,
     /// For callers without limits of their own; all of them without a key share one meter.
     pub limits: Limits,
     /// Largest request body, in bytes.
@@ -67,7 +74,10 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
             local_token: String::new(),
+            keys_home: None,
+            require_key: false,
             allowed_hosts: Vec::new(),
+            cors_origins: Vec::new(),
             limits: Limits::default(),
             body_bytes_max: 8 * 1024 * 1024,
             bodies_bytes_max: 256 * 1024 * 1024,
@@ -95,8 +105,7 @@ pub struct Gateway {
     pub grid: SharedGrid,
     pub config: GatewayConfig,
     pub policy: Policy,
-    /// What callers without a key have left, together.
-    pub keyless: Option<Arc<Meter>>,
+    pub access: Access,
     pub metrics: Arc<Metrics>,
     pub templates: TemplateCache,
     pub requests: Arc<Semaphore>,
@@ -190,8 +199,14 @@ async fn serve_connection(
 impl Gateway {
     fn new(address: SocketAddr, grid: SharedGrid, config: GatewayConfig, shutdown: CancellationToken) -> SharedGateway {
         Arc::new(Self {
-            policy: Policy::new(address, &config.allowed_hosts, config.local_token.clone()),
-            keyless: Meter::new(config.limits),
+            policy: Policy::new(address, &config.allowed_hosts, &config.cors_origins),
+            access: Access::new(
+                address,
+                config.local_token.clone(),
+                config.keys_home.as_deref(),
+                config.require_key,
+                config.limits,
+            ),
             metrics: Arc::default(),
             templates: TemplateCache::default(),
             requests: Arc::new(Semaphore::new(config.requests_max)),
@@ -222,7 +237,9 @@ fn router(gateway: SharedGateway) -> Router {
         .route("/grid/v1/shutdown", post(native_api::control::shutdown))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(web::serve_file)
-        .layer(middleware::from_fn_with_state(gateway.clone(), guard))
+        .layer(middleware::from_fn_with_state(gateway.clone(), guard::authorise))
+        .layer(tower::util::option_layer(cors::layer(&gateway.config.cors_origins)))
+        .layer(middleware::from_fn_with_state(gateway.clone(), guard::admit))
         .with_state(gateway)
 }
 

@@ -1,6 +1,7 @@
 //! The gateway on a real socket, with a deterministic grid behind it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod access;
 mod chat;
 mod client;
 mod completions;
