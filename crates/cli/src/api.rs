@@ -23,7 +23,7 @@ const REQUEST_MAX: Duration = Duration::from_secs(15);
 /// A node sends a keep-alive every 10 s while an answer waits.
 const STREAM_SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// A node's API and, for the node of the home, the token that its state changes need.
+/// A node's API and what opens it: for the node of the home its local token, for another a key, if one was given.
 #[derive(Clone, Debug)]
 pub struct Api {
     client: Client,
@@ -46,7 +46,7 @@ impl Api {
     /// When the URL is none, or no node runs.
     pub fn of(target: &TargetArgs, home: &Path) -> anyhow::Result<Self> {
         match &target.api {
-            Some(url) => Self::at(url),
+            Some(url) => Ok(Self { token: target.key.clone(), ..Self::at(url)? }),
             None => Ok(Self::of_runtime(&runtime::read(home)?)?),
         }
     }
@@ -85,13 +85,13 @@ impl Api {
         self.base.as_str().trim_end_matches('/').to_owned()
     }
 
-    /// `GET path` as JSON.
+    /// `GET path` as JSON, with the token or key.
     ///
     /// # Errors
     /// [`Refused`] for an error answer; else why there was none.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let request = self.client.get(self.join(path)?).timeout(REQUEST_MAX);
-        let body = self.body(self.send(request).await?).await?;
+        let body = self.body(self.send(self.authorised(request)).await?).await?;
         serde_json::from_slice(&body).with_context(|| format!("{}{path} answered no valid JSON", self.url()))
     }
 

@@ -1,6 +1,6 @@
 //! Verbs and flags. Their names are a contract: add, never rename.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
@@ -59,6 +59,9 @@ pub enum Command {
     Invite(InviteArgs),
     /// Join the grid of an invite
     Join(JoinArgs),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Drain and stop the running node
     Down(DownArgs),
     /// Measure this machine: tokens per second, memory, disk, cores, GPU
@@ -120,6 +123,9 @@ pub struct TargetArgs {
     /// API of the node to talk to [default: the node that runs in the home]
     #[arg(long, value_name = "URL")]
     pub api: Option<String>,
+    /// API key for the node of --api
+    #[arg(long, value_name = "KEY", env = "OPENGRID_KEY", hide_env_values = true)]
+    pub key: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -230,6 +236,71 @@ pub enum ConfigCommand {
     Show,
 }
 
+#[derive(Subcommand, Debug)]
+pub enum KeysCommand {
+    /// Make a key and print it, once
+    Create(KeysCreateArgs),
+    /// List the keys by their beginnings
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Revoke keys; a running node refuses them at once
+    Revoke(KeysRevokeArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct KeysCreateArgs {
+    /// What to call it [default: key-1, key-2, …]
+    pub name: Option<String>,
+    /// What it opens; may be given several times [default: inference]
+    #[arg(long, value_enum, action = ArgAction::Append)]
+    pub scope: Vec<ScopeArg>,
+    /// Most requests to /v1 in a minute [default: as in the settings]
+    #[arg(long, value_name = "N")]
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Most tokens of prompts and answers in a minute [default: as in the settings]
+    #[arg(long, value_name = "N")]
+    pub tokens_per_minute: Option<NonZeroU32>,
+    /// How long it is valid: a number of s, m, h, d or w [default: until it is revoked]
+    #[arg(long, value_name = "30d", value_parser = lifetime)]
+    pub expires: Option<Duration>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeArg {
+    /// /v1: models and answers
+    Inference,
+    /// What /grid/v1 and /metrics tell
+    Read,
+    /// Everything, changing the node included
+    Admin,
+}
+
+#[derive(Args, Debug)]
+pub struct KeysRevokeArgs {
+    /// Names or beginnings, see `opengrid keys ls`
+    #[arg(required = true, num_args = 1..=64, value_name = "KEY")]
+    pub keys: Vec<String>,
+}
+
+/// Longest life of a key that is not endless: a hundred years.
+const LIFETIME_DAYS_MAX: u64 = 36_500;
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let unit_s = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3_600,
+        Some('d') => 86_400,
+        Some('w') => 604_800,
+        _ => 0,
+    };
+    let number = text.get(..text.len().saturating_sub(1)).and_then(|digits| digits.parse::<u64>().ok());
+    match number.and_then(|number| number.checked_mul(unit_s)) {
+        Some(seconds) if (1..=LIFETIME_DAYS_MAX * 86_400).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err("a number and a unit are needed, such as 12h, 30d or 4w".into()),
+    }
+}
+
 #[derive(Args, Debug)]
 pub struct CompletionsArgs {
     pub shell: clap_complete::Shell,
@@ -261,6 +332,13 @@ mod tests {
     }
 
     #[test]
+    fn lifetimes_have_a_unit() {
+        for (text, seconds) in [("1s", 1), ("90m", 5_400), ("12h", 43_200), ("30d", 2_592_000), ("4w", 2_419_200)] {
+            assert_eq!(lifetime(text), Ok(Duration::from_secs(seconds)));
+        }
+    }
+
+    #[test]
     fn values_out_of_range_are_refused() {
         for line in [
             "opengrid run m p --temperature 3",
@@ -269,6 +347,13 @@ mod tests {
             "opengrid up --p2p-port 65536",
             "opengrid up --role king",
             "opengrid rm",
+            "opengrid keys create --expires 30",
+            "opengrid keys create --expires 0d",
+            "opengrid keys create --expires 99999999999999999999w",
+            "opengrid keys create --expires é",
+            "opengrid keys create --scope root",
+            "opengrid keys create --requests-per-minute 0",
+            "opengrid keys revoke",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }

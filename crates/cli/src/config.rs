@@ -83,6 +83,22 @@ pub struct Api {
     pub listen: SocketAddr,
     /// `Host` names (no ports) that are accepted besides localhost and the address listened on.
     pub hosts: Vec<String>,
+    /// On loopback, too, a key is needed.
+    pub require_key: bool,
+    /// Origins of web pages that may use the API; `*` is any.
+    pub cors_origins: Vec<String>,
+    /// `None`: without limit; so for the next.
+    #[serde(deserialize_with = "zero_is_none")]
+    pub requests_per_minute: Option<NonZeroU32>,
+    #[serde(deserialize_with = "zero_is_none")]
+    pub tokens_per_minute: Option<NonZeroU32>,
+}
+
+impl Api {
+    /// Whether everything but the page needs a key.
+    pub fn needs_key(&self) -> bool {
+        self.require_key || !self.listen.ip().is_loopback()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod down;
 pub mod invite;
 pub mod join;
+pub mod keys;
 pub mod ls;
 pub mod peers;
 pub mod ps;
@@ -54,6 +55,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Peers(args) => peers::run(&args, &context(None)?).await?,
         Command::Invite(args) => invite::run(&args, &context(None)?).await?,
         Command::Join(args) => join::run(&args, &context(None)?).await?,
+        Command::Keys(command) => keys::run(&command, &context(None)?)?,
         Command::Down(args) => down::run(&args, &context(None)?).await?,
         Command::Bench(args) => bench::run(&args, &context(None)?).await?,
         Command::Doctor(args) => return doctor::run(&args, &global).await,

@@ -4,10 +4,10 @@ mod loading;
 mod node_config;
 mod stop;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use opengrid_gateway::{GatewayConfig, serve};
+use opengrid_gateway::{GatewayConfig, Limits, keys, serve};
 use opengrid_node::{
     Node,
     handle::{GridHandle, Status},
@@ -33,13 +33,17 @@ pub async fn run(context: &Context) -> anyhow::Result<()> {
     refuse_second_node(context)?;
     let connections_max = open_files::raise().saturating_sub(FILES_KEPT) as usize;
     let config = &context.settings.config;
+    let keys = keys::read(&context.home)?.keys().len();
     let listener = bind(config.api.listen).await?;
     let address = listener.local_addr().context("the API's address is unknown")?;
     let node = Node::start(node_config::of(context, address)?).await?;
     let closing = CancellationToken::new();
-    let mut gateway =
-        tokio::spawn(serve(listener, node.clone(), gateway_config(config, &node, connections_max), closing.clone()));
+    let gateway_config = gateway_config(config, &context.home, &node, connections_max);
+    let mut gateway = tokio::spawn(serve(listener, node.clone(), gateway_config, closing.clone()));
     announce(&node.status(), context.json)?;
+    if config.api.needs_key() {
+        say_what_is_needed(address, keys);
+    }
     let loading = tokio::spawn(loading::show(node.clone(), closing.clone()));
     let ended = tokio::select! {
         name = signals.next() => Ok(Some(name)),
@@ -89,11 +93,18 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-fn gateway_config(config: &Config, node: &Node, connections_max: usize) -> GatewayConfig {
+fn gateway_config(config: &Config, home: &Path, node: &Node, connections_max: usize) -> GatewayConfig {
     let defaults = GatewayConfig::default();
     GatewayConfig {
         connections_max: defaults.connections_max.min(connections_max.max(CONNECTIONS_MIN)),
         local_token: node.token().to_owned(),
+        keys_home: Some(home.to_owned()),
+        require_key: config.api.require_key,
+        cors_origins: config.api.cors_origins.clone(),
+        limits: Limits {
+            requests_per_minute: config.api.requests_per_minute,
+            tokens_per_minute: config.api.tokens_per_minute,
+        },
         allowed_hosts: config.api.hosts.clone(),
         body_bytes_max: config.limits.body_kb as usize * 1024,
         requests_max: config.limits.requests as usize,
@@ -122,6 +133,20 @@ fn announce(status: &Status, json: bool) -> anyhow::Result<()> {
         ("serves", serves),
     ];
     output::line(output::pairs(&rows))
+}
+
+/// For an API that asks for keys, which is the usual surprise after `--listen 0.0.0.0:8470`.
+fn say_what_is_needed(address: SocketAddr, keys: usize) {
+    let has = match keys {
+        0 => "there is none yet, `opengrid keys create NAME` makes one".to_owned(),
+        1 => "there is 1, `opengrid keys ls` shows it".to_owned(),
+        _ => format!("there are {keys}, `opengrid keys ls` shows them"),
+    };
+    eprintln!("the API asks for a key: {has}");
+    if address.ip().is_unspecified() {
+        let port = address.port();
+        eprintln!("other machines reach it under this one's addresses, port {port}; names have to stand in api.hosts");
+    }
 }
 
 fn say_draining(signal: Option<&str>, grace: Duration) {

@@ -27,6 +27,17 @@ pub fn host_name(text: &str) -> Result<(), String> {
     Err(format!("`{text}` is no host name; write it as grid.example, without https://, port and path"))
 }
 
+/// As browsers write it: a scheme, a host in lower case, and a port unless it is the usual one.
+pub fn origin(text: &str) -> Result<(), String> {
+    if text == "*" {
+        return Ok(());
+    }
+    let wrong = || format!("`{text}` is no origin; write it as https://app.example or http://localhost:3000");
+    let url: reqwest::Url = text.parse().map_err(|_| wrong())?;
+    let is_web = matches!(url.scheme(), "http" | "https");
+    if is_web && url.origin().ascii_serialization() == text { Ok(()) } else { Err(wrong()) }
+}
+
 pub fn http_url(text: &str) -> Result<(), String> {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     match rest {
@@ -81,6 +92,13 @@ pub fn together(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::Setting {
             place: "[serve] models".to_owned(),
             what: format!("`{word}` stands alone: either \"{word}\", or a list of model ids"),
+        });
+    }
+    let any_origin = config.api.cors_origins.iter().any(|origin| origin == "*");
+    if any_origin && !config.api.needs_key() {
+        return Err(ConfigError::Setting {
+            place: "[api] cors_origins".to_owned(),
+            what: "any web page could use the API: name the origins, or set require_key = true".to_owned(),
         });
     }
     if config.models.dir.as_os_str().is_empty() {

@@ -84,8 +84,8 @@ pub const KEYS: &[Key] = &[
         "listen",
         Kind::Text(check::socket_address),
         "\"127.0.0.1:8470\"",
-        "Address and port; port 0 takes a free one. On anything but this machine's loopback, every request needs the\n\
-         node's local token.",
+        "Address and port; port 0 takes a free one. On anything but this machine's loopback, every request needs an\n\
+         API key (`opengrid keys create` makes one).",
     ),
     key(
         "api",
@@ -94,6 +94,37 @@ pub const KEYS: &[Key] = &[
         "[]",
         "Names (no ports) under which the API may be called besides localhost: [\"grid.example\"]. Others are refused,\n\
          which keeps web pages from reaching it through a rebound name.",
+    ),
+    key(
+        "api",
+        "require_key",
+        Kind::Bool,
+        "false",
+        "Ask for an API key on this machine's loopback, too. Else any program here may use the API without one; keys\n\
+         that are given are checked all the same.",
+    ),
+    key(
+        "api",
+        "cors_origins",
+        Kind::List(check::origin),
+        "[]",
+        "Web pages of other origins that may use the API from a browser: [\"https://app.example\"]. [\"*\"] is any, and\n\
+         possible only where keys are needed.",
+    ),
+    key(
+        "api",
+        "requests_per_minute",
+        integer(0, 1_000_000_000),
+        "0",
+        "Requests to /v1 for each API key without a limit of its own, and for all callers without a key together.\n\
+         0: no limit. The node's own commands and page are not limited.",
+    ),
+    key(
+        "api",
+        "tokens_per_minute",
+        integer(0, 1_000_000_000),
+        "0",
+        "Tokens of prompts and answers, for the same callers. 0: no limit.",
     ),
     key("network", "p2p_port", integer(0, 65_535), "4470", "TCP and UDP (QUIC) port. 0 takes a free one."),
     key(

@@ -239,3 +239,20 @@ fn init_writes_once_and_never_over() {
     assert!(matches!(init(&home), Err(ConfigError::Exists(_))));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
 }
+
+#[test]
+fn any_origin_needs_keys() {
+    for origins in ["[\"https://app.example\"]", "[\"http://localhost:3000\"]", "[\"http://[::1]:8080\"]"] {
+        load_file(&format!("[api]\ncors_origins = {origins}\n")).unwrap();
+    }
+    for wrong in
+        ["https://app.example/", "app.example", "https://APP.example", "https://a.example:443", "null", "file://"]
+    {
+        let text = refusal(&format!("[api]\ncors_origins = [\"{wrong}\"]\n"));
+        assert!(text.contains("line 2") && text.contains("no origin"), "{wrong}: {text}");
+    }
+    let any = load_file("[api]\ncors_origins = [\"*\"]\n").expect_err("it must be refused").to_string();
+    assert!(any.contains("require_key = true"), "{any}");
+    load_file("[api]\ncors_origins = [\"*\"]\nrequire_key = true\n").unwrap();
+    load_file("[api]\ncors_origins = [\"*\"]\nlisten = \"0.0.0.0:8470\"\n").unwrap();
+}
