@@ -129,8 +129,8 @@ def request(url, method, path, body=None, headers=None, timeout_s=60):
     return status, head, out
 
 
-def get_json(url, path, timeout_s=10):
-    status, _, body = request(url, "GET", path, timeout_s=timeout_s)
+def get_json(url, path, timeout_s=10, headers=None):
+    status, _, body = request(url, "GET", path, headers=headers, timeout_s=timeout_s)
     if status != 200:
         raise RuntimeError(f"GET {path}: {status} {body[:200]!r}")
     return json.loads(body)

@@ -119,8 +119,8 @@ def cpu_s(pid):
 class Node:
     """One `opengrid up` process."""
 
-    def __init__(self, home, name, options, env):
-        self.home, self.name, self.options, self.env = home, name, options, env
+    def __init__(self, home, name, options, env, listen="127.0.0.1"):
+        self.home, self.name, self.options, self.env, self.listen = home, name, options, env, listen
         self.api_port, self.p2p_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.api_port}"
         self.log_path = home / "node.log"
@@ -128,7 +128,7 @@ class Node:
         self.peer_id = None
 
     def start(self, wait=True, timeout_s=START_S):
-        command = [binary(), "up", "--home", str(self.home), "--listen", f"127.0.0.1:{self.api_port}"]
+        command = [binary(), "up", "--home", str(self.home), "--listen", f"{self.listen}:{self.api_port}"]
         command += ["--p2p-port", str(self.p2p_port), *self.options]
         if guard := shutil.which("setpriv"):
             command = [guard, "--pdeathsig", "KILL", *command]
@@ -155,15 +155,22 @@ class Node:
         data = self.log_path.read_bytes() if self.log_path.exists() else b""
         return data[-bytes_max:].decode(errors="replace")
 
+    def get(self, path):
+        """As the node's own commands ask: with the local token, which is needed where keys are."""
+        return client.get_json(self.url, path, headers=self.authorised())
+
+    def authorised(self):
+        return {"Authorization": f"Bearer {self.token()}"}
+
     def status(self):
-        return client.get_json(self.url, "/grid/v1/status")
+        return self.get("/grid/v1/status")
 
     def peers(self):
-        return client.get_json(self.url, "/grid/v1/peers")
+        return self.get("/grid/v1/peers")
 
     def metrics(self):
         """Sample name with labels -> value."""
-        text = client.request(self.url, "GET", "/metrics")[2].decode()
+        text = client.request(self.url, "GET", "/metrics", headers=self.authorised())[2].decode()
         rows = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in rows}
 
@@ -174,7 +181,7 @@ class Node:
 
     def workers(self, model=MODEL):
         """How many live workers of a model this node knows."""
-        rows = rows_of(client.get_json(self.url, "/grid/v1/models"), "models")
+        rows = rows_of(self.get("/grid/v1/models"), "models")
         return next((row["workers"] for row in rows if row["id"] == model), 0)
 
     def serves(self):
@@ -285,7 +292,7 @@ class Grid:
             node.end()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def node(self, name, serve="none", join=None, env=None, options=(), models_dir=None):
+    def node(self, name, serve="none", join=None, env=None, options=(), models_dir=None, listen="127.0.0.1"):
         """A node that is not started yet. `join` is a node or an invite."""
         home = self.directory / name
         home.mkdir()
@@ -295,7 +302,7 @@ class Grid:
         env = self.env | (env or {})
         if models_dir:
             env["OPENGRID_MODELS"] = str(models_dir)
-        node = Node(home, name, [*arguments, *options], env)
+        node = Node(home, name, [*arguments, *options], env, listen)
         self.nodes.append(node)
         return node
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::limits::{Limits, Meter};
 
-/// How long a revoked key may still be taken. Asking the file system is cheap, but not free.
+/// How long a revoked key may still be taken. Asking the file system is cheap, but not free. New keys count at once.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub struct LiveKey {
@@ -74,15 +74,21 @@ impl LiveKeys {
     fn current(&self, digest: &Digest) -> Option<Arc<LiveKey>> {
         let path = self.path.as_deref()?;
         let mut state = self.state.lock();
-        if state.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
-            state.looked = Some(Instant::now());
-            let stamp = stamp(path);
-            if stamp != state.stamp {
-                state.stamp = stamp;
-                self.read_again(path, &mut state);
-            }
+        let is_recent = state.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY);
+        // A key that is unknown may have been made just now.
+        if !is_recent || !state.keys.contains_key(digest) {
+            self.look(path, &mut state);
         }
         state.keys.get(digest).cloned()
+    }
+
+    fn look(&self, path: &Path, state: &mut State) {
+        state.looked = Some(Instant::now());
+        let stamp = stamp(path);
+        if stamp != state.stamp {
+            state.stamp = stamp;
+            self.read_again(path, state);
+        }
     }
 
     /// A file that cannot be read opens nothing: a key that was revoked in it must not go on.
@@ -171,8 +177,8 @@ mod tests {
         let key = change(home.path(), |list| list.create(new, 0)).unwrap();
         let live = LiveKeys::new(Some(home.path()), Limits::default());
         live.find(key.expose()).unwrap().meter.as_ref().unwrap().take_request().unwrap();
-        change(home.path(), |list| list.create(NewKey::default(), 0)).unwrap();
-        std::thread::sleep(LOOK_EVERY);
+        let other = change(home.path(), |list| list.create(NewKey::default(), 0)).unwrap();
+        live.find(other.expose()).unwrap();
         assert!(live.find(key.expose()).unwrap().meter.as_ref().unwrap().take_request().is_err());
     }
 }
