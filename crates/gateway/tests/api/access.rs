@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, path::Path};
 
 use opengrid_gateway::{
     GatewayConfig, Limits,
-    keys::{NewKey, Scope, change},
+    keys::{NewKey, change},
 };
 use serde_json::json;
 
