@@ -52,6 +52,32 @@ async fn the_vocabulary_part_alone_tokenizes_like_the_whole_model() {
     part.shutdown().await;
 }
 
+/// No model at hand has such marks, so three unused ones of the default model are renamed.
+#[tokio::test]
+async fn the_marks_around_a_gap_are_found_by_their_names() {
+    use std::io::Read;
+    let mut header = Vec::new();
+    std::fs::File::open(model()).unwrap().take(4 << 20).read_to_end(&mut header).unwrap();
+    header[8..16].fill(0);
+    let names = ["<issue_closed>", "<jupyter_text>", "<jupyter_code>"];
+    for (old, new) in names.into_iter().zip(["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]) {
+        let at = header.windows(old.len()).position(|window| window == old.as_bytes()).unwrap();
+        header[at..at + old.len()].copy_from_slice(new.as_bytes());
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("gaps.gguf");
+    std::fs::write(&file, header).unwrap();
+    let (plain, gaps) = (vocabulary().await, Vocabulary::start(program(), file).await.unwrap());
+    assert_eq!(plain.info().fill_in_middle, None);
+    let mut expected = Vec::new();
+    for name in names {
+        expected.extend(plain.tokenize(name, false, true).await.unwrap());
+    }
+    assert_eq!(gaps.info().fill_in_middle.map(|marks| marks.to_vec()), Some(expected));
+    plain.shutdown().await;
+    gaps.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_dead_tokenizer_is_restarted_for_the_next_text() {
     let vocabulary = vocabulary().await;

@@ -75,6 +75,10 @@ pub trait TextModel: Send + Sync {
     /// Tokens that end an answer.
     fn end_tokens(&self) -> &[Token];
 
+    /// The marks before the text in front of a gap, before the text behind it and before what fills it, where the model
+    /// was trained to fill gaps.
+    fn fill_in_middle(&self) -> Option<[Token; 3]>;
+
     /// The GGUF's own Jinja template.
     fn chat_template(&self) -> Option<&str>;
 

@@ -92,6 +92,10 @@ impl TextModel for NodeText {
         &self.vocabulary.info().end_tokens
     }
 
+    fn fill_in_middle(&self) -> Option<[Token; 3]> {
+        self.vocabulary.info().fill_in_middle
+    }
+
     fn chat_template(&self) -> Option<&str> {
         self.headers.chat_template.as_deref()
     }

@@ -184,6 +184,16 @@ impl Model {
         self.known(unsafe { sys::llama_vocab_eos(self.vocab()) })
     }
 
+    /// The tokens before what stands in front of a gap, before what follows it, and before what fills it.
+    pub fn fill_in_middle(&self) -> Option<[Token; 3]> {
+        let vocab = self.vocab();
+        // SAFETY: each reads a field of a live vocabulary.
+        let [prefix, suffix, middle] = unsafe {
+            [sys::llama_vocab_fim_pre(vocab), sys::llama_vocab_fim_suf(vocab), sys::llama_vocab_fim_mid(vocab)]
+        };
+        Some([self.known(prefix)?, self.known(suffix)?, self.known(middle)?])
+    }
+
     pub fn adds_bos(&self) -> bool {
         // SAFETY: reads a field of a live vocabulary.
         unsafe { sys::llama_vocab_get_add_bos(self.vocab()) }

@@ -72,6 +72,7 @@ fn describe(model: &Model, sandbox: String) -> VocabularyInfo {
         size,
         bos: model.bos(),
         eos: model.eos(),
+        fill_in_middle: model.fill_in_middle(),
         end_tokens: (0..size).filter(|token| model.ends_generation(*token)).collect(),
         adds_bos: model.adds_bos(),
         bos_text: text(model.bos()),

@@ -33,6 +33,9 @@ pub struct VocabularyInfo {
     pub size: u32,
     pub bos: Option<Token>,
     pub eos: Option<Token>,
+    /// The marks before the text in front of a gap, before the text behind it and before what fills it, where the model
+    /// was trained to fill gaps.
+    pub fill_in_middle: Option<[Token; 3]>,
     /// Every token that ends a generation, ascending.
     pub end_tokens: Vec<Token>,
     /// Whether prompts get a BOS in front.

@@ -7,6 +7,7 @@ pub mod chat;
 mod collect;
 pub mod completions;
 pub mod errors;
+mod gap;
 mod generation;
 mod logprobs;
 pub mod models;

@@ -101,7 +101,6 @@ fn check_supported(request: &GenerationRequest) -> Result<(), ApiError> {
         (nothing(&request.function_call) || is(&request.function_call, &["none", "auto"]), "function_call"),
         (nothing(&request.audio), "audio"),
         (nothing(&request.web_search_options), "web_search_options"),
-        (nothing(&request.suffix) || is(&request.suffix, &[""]), "suffix"),
         (modalities_ok, "modalities"),
         (request.best_of.is_none_or(|best_of| best_of == request.n.unwrap_or(1)), "best_of"),
     ];

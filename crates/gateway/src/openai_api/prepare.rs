@@ -6,6 +6,7 @@ use opengrid_protocol::{limits::PROMPT_TOKENS_MAX, session::Token};
 
 use super::{
     errors::ApiError,
+    gap::Gap,
     generation::Generation,
     options::{Api, Options, Tier},
     sampling::sampling,
@@ -62,7 +63,10 @@ pub async fn place(
     let sampling = sampling(&request, text.vocabulary_size())?;
     let prompts = match api {
         Api::Chat => vec![chat_prompt(gateway, request.messages, text.as_ref()).await?],
-        Api::Text => text_prompts(request.prompt, &options, gateway.config.choices_max, text.as_ref()).await?,
+        Api::Text => {
+            let gap = Gap::new(request.suffix.as_deref(), text.as_ref()).await?;
+            text_prompts(request.prompt, gap.as_ref(), &options, gateway.config.choices_max, text.as_ref()).await?
+        }
     };
     check_lengths(&prompts, &options, text.trained_context().max(row.context_tokens))?;
     let prompt_tokens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
@@ -235,6 +239,7 @@ fn join_parts(at: usize, parts: Vec<Part>) -> Result<String, ApiError> {
 
 async fn text_prompts(
     prompt: Option<PromptIn>,
+    gap: Option<&Gap>,
     options: &Options,
     choices_max: u32,
     text: &dyn TextModel,
@@ -257,7 +262,7 @@ async fn text_prompts(
     for item in items {
         prompts.push(match item {
             PromptItem::Text(prompt) => {
-                let tokens = text.tokenize(&prompt, true, true).await?;
+                let tokens = text.tokenize(&prompt, gap.is_none(), true).await?;
                 Prompt { tokens, echo: echo.then_some(prompt) }
             }
             PromptItem::Tokens(tokens) => token_prompt(tokens, echo, text)?,
@@ -265,6 +270,9 @@ async fn text_prompts(
                 return Err(ApiError::invalid_value("prompt", "`prompt` mixes token ids with other prompts"));
             }
         });
+    }
+    if let Some(gap) = gap {
+        prompts.iter_mut().for_each(|prompt| prompt.tokens = gap.around(&prompt.tokens));
     }
     Ok(prompts)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fake::{BOS, say, served};
+use crate::fake::{BOS, GAP, say, served};
 
 const PATH: &str = "/v1/completions";
 
@@ -43,7 +43,7 @@ async fn prompts_are_text_tokens_or_lists_of_them() {
     for (bad, code) in [
         (json!([]), "invalid_value"),
         (json!(""), "ok"),
-        (json!([258]), "invalid_value"),
+        (json!([261]), "invalid_value"),
         (json!([-1]), "invalid_type"),
         (json!([1.5]), "invalid_type"),
         (json!([4_294_967_296_u64]), "invalid_type"),
@@ -87,4 +87,21 @@ async fn logprobs_come_in_columns() {
     assert_eq!(logprobs["token_logprobs"], json!([-0.5, -0.5, -0.5, -0.5]));
     assert_eq!(logprobs["text_offset"], json!([0, 1, 1, 2]));
     assert_eq!(logprobs["top_logprobs"][0], json!({ "a": -0.5, "b": -1.5 }));
+}
+
+#[tokio::test]
+async fn a_suffix_makes_the_answer_fill_a_gap() {
+    let s = served().await;
+    let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+    let [prefix, suffix, middle] = GAP;
+    let expected = [&[BOS, prefix], &bytes("Once")[..], &[suffix], &bytes(" end"), &[middle]].concat();
+    for prompt in [json!("Once"), json!(bytes("Once"))] {
+        let answered = s.client.post(PATH, &body(json!({ "prompt": prompt, "suffix": " end" }))).await;
+        assert_eq!(answered.status, 200);
+        assert_eq!(s.grid.last_job().prompt, expected);
+    }
+    s.client.post(PATH, &body(json!({ "suffix": "" }))).await;
+    assert_eq!(s.grid.last_job().prompt.len(), 5, "an empty suffix is none");
+    let refused = s.client.post(PATH, &body(json!({ "model": "llama", "suffix": " end" }))).await;
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("suffix")));
 }

@@ -71,7 +71,7 @@ async fn bad_fields_are_named() {
         (json!({ "stop": ["x".repeat(5_000)] }), "invalid_value", "stop"),
         (json!({ "stop": 1 }), "invalid_type", "stop"),
         (json!({ "stop": [1] }), "invalid_type", "stop[0]"),
-        (json!({ "logit_bias": { "258": 1 } }), "invalid_value", "logit_bias"),
+        (json!({ "logit_bias": { "261": 1 } }), "invalid_value", "logit_bias"),
         (json!({ "logit_bias": { "1": 101 } }), "invalid_value", "logit_bias"),
         (json!({ "logit_bias": { "x": 1 } }), "invalid_type", "logit_bias"),
         (json!({ "logprobs": 1 }), "invalid_value", "logprobs"),

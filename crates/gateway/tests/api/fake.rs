@@ -27,9 +27,10 @@ use crate::client::Client;
 pub const CONTEXT: u32 = 2_000;
 pub const BOS: Token = 256;
 pub const EOS: Token = 257;
-pub const VOCABULARY: u32 = 258;
+pub const GAP: [Token; 3] = [258, 259, 260];
+pub const VOCABULARY: u32 = 261;
 
-/// Token = byte; 256 and 257 are control tokens.
+/// Token = byte; those from 256 on are control tokens.
 pub struct ByteModel {
     template: Option<String>,
 }
@@ -53,6 +54,10 @@ impl TextModel for ByteModel {
 
     fn end_tokens(&self) -> &[Token] {
         &[EOS]
+    }
+
+    fn fill_in_middle(&self) -> Option<[Token; 3]> {
+        self.template.is_none().then_some(GAP)
     }
 
     fn chat_template(&self) -> Option<&str> {

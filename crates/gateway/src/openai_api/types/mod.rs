@@ -76,8 +76,8 @@ pub struct GenerationRequest {
     pub audio: Shape,
     #[serde(default)]
     pub web_search_options: Shape,
-    #[serde(default)]
-    pub suffix: Shape,
+    /// What follows the text to generate.
+    pub suffix: Option<String>,
     pub modalities: Option<Bounded<String, 8>>,
 }
 
