@@ -10,15 +10,36 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
-use crate::openai_api::errors::ApiError;
+use crate::{openai_api::errors::ApiError, server::Gateway};
 
 /// A client that sends its body slower than this is given up.
 const READ_TIME_MAX: Duration = Duration::from_secs(60);
 /// How much of a body that is too large is read and thrown away, so that the client gets to see the answer.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The body of `request` as a `T`, and the room that it takes in the memory that all bodies share: hold it as long as
+/// what came is held.
+///
+/// # Errors
+/// Like [`read_json`]; 503 where there is no room, at once: slow senders must not make others wait.
+pub async fn read_reserved<T: DeserializeOwned>(
+    gateway: &Gateway,
+    request: Request,
+) -> Result<(T, OwnedSemaphorePermit), ApiError> {
+    let bytes_max = gateway.config.body_bytes_max;
+    let bytes = announced_length(request.headers()).unwrap_or(u64::MAX).min(bytes_max as u64);
+    let full = |_| ApiError::overloaded("too many large requests arrive at once: try again in a second");
+    let room = gateway.bodies.clone().try_acquire_many_owned(kibibytes(bytes)).map_err(full)?;
+    Ok((read_json(request, bytes_max).await?, room))
+}
+
+/// Permits of the memory that all bodies share.
+pub fn kibibytes(bytes: u64) -> u32 {
+    u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX)
+}
 
 /// The body of `request` as a `T`.
 ///
@@ -94,7 +115,7 @@ async fn read(request: Request, bytes_max: usize) -> Result<Bytes, ApiError> {
 }
 
 /// Bytes that the body is said to have.
-pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
+fn announced_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 

@@ -6,10 +6,12 @@ use axum::{
     response::Response,
 };
 
-use super::{collect::collect, errors::ApiError, options::Api, prepare, stream::stream, types::GenerationRequest};
+use super::{
+    chunks::Chunks, collect::collect, errors::ApiError, options::Api, prepare, stream::stream, types::GenerationRequest,
+};
 use crate::{
     asked::Asked,
-    body::{announced_length, read_json},
+    body::read_reserved,
     server::{Gateway, SharedGateway},
 };
 
@@ -21,32 +23,24 @@ pub async fn handle(State(gateway): State<SharedGateway>, request: Request) -> R
 pub async fn generate(gateway: &Gateway, request: Request, api: Api) -> Result<Response, ApiError> {
     let asked = Asked::of(&request);
     let (options, generation) = {
-        let _memory = reserve_body(gateway, announced_length(request.headers()))?;
-        let request: GenerationRequest = read_json(request, gateway.config.body_bytes_max).await?;
+        let (request, _memory) = read_reserved::<GenerationRequest>(gateway, request).await?;
         prepare::place(gateway, request, api, &asked).await?
     };
     let headers = generation.header_values();
-    let mut response = if options.stream {
-        stream(options, generation, gateway.config.keep_alive_every)
+    let response = if options.stream {
+        stream(Chunks(options), generation, gateway.config.keep_alive_every)
     } else {
         collect(&options, generation).await?
     };
-    for (name, value) in ["x-opengrid-worker", "x-opengrid-session"].into_iter().zip(headers) {
+    Ok(name_workers(response, headers))
+}
+
+/// Adds the headers that say who answered, from [`Generation::header_values`](super::generation::Generation).
+pub fn name_workers(mut response: Response, values: [String; 2]) -> Response {
+    for (name, value) in ["x-opengrid-worker", "x-opengrid-session"].into_iter().zip(values) {
         if let Ok(value) = HeaderValue::from_str(&value) {
             response.headers_mut().insert(HeaderName::from_static(name), value);
         }
     }
-    Ok(response)
-}
-
-/// Takes room in the memory that all bodies share, or refuses at once: slow senders must not make others wait.
-fn reserve_body<'a>(
-    gateway: &'a Gateway,
-    announced: Option<u64>,
-) -> Result<tokio::sync::SemaphorePermit<'a>, ApiError> {
-    let bytes_max = gateway.config.body_bytes_max as u64;
-    let bytes = announced.unwrap_or(bytes_max).min(bytes_max);
-    let kibibytes = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-    let full = |_| ApiError::overloaded("too many large requests arrive at once: try again in a second");
-    gateway.bodies.try_acquire_many(kibibytes).map_err(full)
+    response
 }

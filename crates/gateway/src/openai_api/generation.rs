@@ -160,6 +160,11 @@ impl Generation {
         Step::Failed(error)
     }
 
+    /// The stop string that ended a choice.
+    pub fn stop_string(&self, choice: usize) -> Option<&str> {
+        self.choices.get(choice)?.answer_text.stop_string()
+    }
+
     pub fn usage(&self) -> Usage {
         let completion: u64 = self.choices.iter().map(|choice| u64::from(choice.generated)).sum();
         let prompt = self.prompt_tokens as u64;

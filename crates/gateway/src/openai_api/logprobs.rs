@@ -15,9 +15,13 @@ const UNKNOWN: f32 = -9999.0;
 /// The column or list for `tokens`; `before_chars` characters of echo stand before the answer.
 pub fn logprobs(api: Api, model: &dyn TextModel, tokens: &[Placed], before_chars: usize) -> Logprobs {
     match api {
-        Api::Chat => Logprobs::Chat { content: tokens.iter().map(|token| chat(model, token)).collect(), refusal: None },
+        Api::Chat => Logprobs::Chat { content: token_logprobs(model, tokens), refusal: None },
         Api::Text => Logprobs::Text(text(model, tokens, before_chars)),
     }
+}
+
+pub fn token_logprobs(model: &dyn TextModel, tokens: &[Placed]) -> Vec<TokenLogprob> {
+    tokens.iter().map(|token| chat(model, token)).collect()
 }
 
 fn chat(model: &dyn TextModel, placed: &Placed) -> TokenLogprob {

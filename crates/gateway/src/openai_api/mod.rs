@@ -1,9 +1,11 @@
 //! OpenAI's API (<https://platform.openai.com/docs/api-reference>), so that clients work unchanged.
 //!
 //! A generation goes through `types` (the request as it came), `options` (checked), `prepare` (prompts of tokens, placed
-//! on the grid), `generation` (its running choices) and `stream` or `collect` (its answer).
+//! on the grid), `generation` (its running choices) and `stream` with `chunks`, or
+//! `collect` (its answer).
 
 pub mod chat;
+mod chunks;
 mod collect;
 pub mod completions;
 pub mod errors;

@@ -51,6 +51,8 @@ pub struct Options {
     pub n: u32,
     /// `None`: up to the end of the context.
     pub completion_tokens_max: Option<u32>,
+    /// An answer that would not fit the context may be shorter.
+    pub fit_context: bool,
     pub stops: Vec<String>,
     pub ignore_eos: bool,
     pub echo: bool,
@@ -74,6 +76,7 @@ impl Options {
             format: tools::format(request.response_format.as_ref())?,
             n,
             completion_tokens_max: completion_tokens_max(api, request)?,
+            fit_context: request.fit_context,
             stops: stops(request)?,
             ignore_eos: request.ignore_eos.unwrap_or(false),
             echo: api == Api::Text && request.echo.unwrap_or(false),

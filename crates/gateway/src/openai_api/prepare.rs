@@ -48,7 +48,7 @@ pub async fn place(
     api: Api,
     asked: &Asked,
 ) -> Result<(Options, Generation), ApiError> {
-    let options = Options::check(api, &mut request, gateway.config.choices_max)?;
+    let mut options = Options::check(api, &mut request, gateway.config.choices_max)?;
     if options.tool_use.is_some() || options.format != Format::Text {
         return Err(ApiError::unsupported("tools", "tools and response formats are not supported yet"));
     }
@@ -68,7 +68,11 @@ pub async fn place(
             text_prompts(request.prompt, gap.as_ref(), &options, gateway.config.choices_max, text.as_ref()).await?
         }
     };
-    check_lengths(&prompts, &options, text.trained_context().max(row.context_tokens))?;
+    let context = text.trained_context().max(row.context_tokens);
+    if options.fit_context {
+        options.completion_tokens_max = options.completion_tokens_max.map(|max| fit(max, &prompts, context));
+    }
+    check_lengths(&prompts, &options, context)?;
     let prompt_tokens: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let choices = prompts.len() * options.n as usize;
     followed.pay(asked.reserve(prompt_tokens.iter().sum(), options.completion_tokens_max, choices)?);
@@ -94,7 +98,7 @@ pub async fn place(
             });
         }
     }
-    let answers = try_join_all(jobs.into_iter().map(|job| start(gateway, job, api))).await?;
+    let answers = try_join_all(jobs.into_iter().map(|job| start(gateway, job, &options))).await?;
     let prompt_tokens = prompt_tokens.iter().sum();
     followed.prompt(prompt_tokens);
     let generation =
@@ -102,12 +106,30 @@ pub async fn place(
     Ok((options, generation))
 }
 
-async fn start(gateway: &Gateway, job: Job, api: Api) -> Result<Answer, ApiError> {
+async fn start(gateway: &Gateway, job: Job, options: &Options) -> Result<Answer, ApiError> {
     let (prompt, completion) = (job.prompt.len() as u32, job.completion_tokens_max);
-    gateway.grid.generate(job).await.map_err(|error| match error {
-        GridError::ContextOverflow { limit, .. } => ApiError::context_length(limit, prompt, completion, param(api)),
+    let again = options.fit_context.then(|| job.clone());
+    let mut started = gateway.grid.generate(job).await;
+    if let (Err(GridError::ContextOverflow { limit, .. }), Some(mut job)) = (&started, again)
+        && *limit > prompt
+    {
+        // The workers hold less than the model was trained for.
+        job.completion_tokens_max = Some(limit - prompt);
+        started = gateway.grid.generate(job).await;
+    }
+    started.map_err(|error| match error {
+        GridError::ContextOverflow { limit, .. } => {
+            ApiError::context_length(limit, prompt, completion, param(options.api))
+        }
         other => other.into(),
     })
+}
+
+/// The part of `max` that `context` has room for beside the longest prompt; at least 1.
+fn fit(max: u32, prompts: &[Prompt], context: u32) -> u32 {
+    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+    let room = context.min(PROMPT_TOKENS_MAX as u32).saturating_sub(u32::try_from(longest).unwrap_or(u32::MAX));
+    max.min(room.max(1))
 }
 
 fn param(api: Api) -> &'static str {

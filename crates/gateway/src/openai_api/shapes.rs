@@ -162,9 +162,9 @@ pub struct TextLogprobs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    prompt_tokens: u64,
-    completion_tokens: u64,
-    total_tokens: u64,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub total_tokens: u64,
     prompt_tokens_details: PromptDetails,
 }
 
@@ -181,5 +181,10 @@ impl Usage {
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens },
         }
+    }
+
+    /// Prompt tokens that were not computed again.
+    pub fn cached_tokens(&self) -> u64 {
+        self.prompt_tokens_details.cached_tokens
     }
 }

@@ -7,6 +7,14 @@ pub const CONTENT_TYPE: &str = "text/event-stream; charset=utf-8";
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
 pub const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
+/// Appends one event with an `event:` line.
+pub fn write_named(out: &mut Vec<u8>, name: &str, value: &impl Serialize) {
+    for part in ["event: ", name, "\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    write(out, value);
+}
+
 /// Appends one event.
 pub fn write(out: &mut Vec<u8>, value: &impl Serialize) {
     let start = out.len();

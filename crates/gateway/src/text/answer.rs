@@ -127,6 +127,11 @@ impl AnswerText {
         delta
     }
 
+    /// The stop string that ended the answer.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.stop.found()
+    }
+
     /// Whether a tool call has been given out.
     pub fn called(&self) -> bool {
         self.called

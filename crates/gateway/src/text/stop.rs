@@ -9,12 +9,15 @@ pub struct StopMatcher {
     stops: Vec<String>,
     /// Text that is not given out yet.
     held: String,
+    /// The place in `stops` of the one that was found.
+    found: Option<usize>,
 }
 
 impl StopMatcher {
     /// Empty stop strings are ignored.
     pub fn new(stops: Vec<String>) -> Self {
-        Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
+        Self { stops, held: String::new(), found: None }
     }
 
     /// Appends to `out` what is certainly no part of a stop string; true when a stop string was found: then `out`
@@ -25,9 +28,10 @@ impl StopMatcher {
             return false;
         }
         self.held.push_str(text);
-        if let Some(start) = self.first_match() {
+        if let Some((start, stop)) = self.first_match() {
             out.push_str(&self.held[..start]);
             self.held.clear();
+            self.found = Some(stop);
             return true;
         }
         let safe = self.held.len() - self.longest_beginning();
@@ -41,13 +45,19 @@ impl StopMatcher {
         out.push_str(&std::mem::take(&mut self.held));
     }
 
-    /// Where the stop string begins that ends first.
-    fn first_match(&self) -> Option<usize> {
+    /// The stop string that was found.
+    pub fn found(&self) -> Option<&str> {
+        self.found.and_then(|at| self.stops.get(at)).map(String::as_str)
+    }
+
+    /// Where the stop string begins that ends first, and which one it is.
+    fn first_match(&self) -> Option<(usize, usize)> {
         self.stops
             .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start)))
+            .enumerate()
+            .filter_map(|(at, stop)| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start, at)))
             .min()
-            .map(|(_, start)| start)
+            .map(|(_, start, at)| (start, at))
     }
 
     /// Bytes at the end of `held` that a stop string begins with.
@@ -86,6 +96,16 @@ mod tests {
         assert_eq!(run(&["\n\n"], &["a\n", "b\n\nc"]), ("a\nb".into(), true));
         assert_eq!(run(&["aab"], &["aaa", "ab"]), ("aa".into(), true));
         assert_eq!(run(&["né"], &["un n", "é"]), ("un ".into(), true));
+    }
+
+    #[test]
+    fn the_stop_string_that_was_found_is_known() {
+        let mut matcher = StopMatcher::new(["", "END", "two", "wo"].map(str::to_owned).into());
+        let mut out = String::new();
+        assert!(!matcher.push("one t", &mut out));
+        assert_eq!(matcher.found(), None);
+        assert!(matcher.push("wo END", &mut out));
+        assert_eq!((matcher.found(), out.as_str()), (Some("two"), "one "));
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct GenerationRequest {
 
     pub max_tokens: Option<i64>,
     pub max_completion_tokens: Option<i64>,
+    /// The maximum is an upper bound: the answer may end earlier, with its context. Chat refuses what cannot fit.
+    #[serde(skip)]
+    pub fit_context: bool,
     pub n: Option<i64>,
     pub best_of: Option<i64>,
     pub stream: Option<bool>,
