@@ -11,7 +11,9 @@ use axum::{
 };
 use tracing::Instrument;
 
-use crate::{asked::Asked, limits, metrics::HttpLabels, openai_api::errors::ApiError, server::SharedGateway};
+use crate::{
+    anthropic_api, asked::Asked, limits, metrics::HttpLabels, openai_api::errors::ApiError, server::SharedGateway,
+};
 
 /// The version of OpenAI's API that ours follows, as that one's answers state it.
 const OPENAI_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
@@ -23,6 +25,7 @@ pub async fn admit(State(gateway): State<SharedGateway>, mut request: Request, n
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().into());
     let is_openai = is_openai(&request);
+    let is_anthropic = anthropic_api::is_path(request.uri().path());
     let asked = Asked::new();
     let span = tracing::info_span!("request", id = %asked.id, client_id = tracing::field::Empty, route);
     let admitted = gateway
@@ -47,7 +50,7 @@ pub async fn admit(State(gateway): State<SharedGateway>, mut request: Request, n
         response.headers_mut().insert(HeaderName::from_static("openai-processing-ms"), milliseconds_since(asked.came));
     }
     label(response.headers_mut(), &asked);
-    response
+    if is_anthropic { anthropic_api::errors::reshape(response, &asked.id) } else { response }
 }
 
 /// Who asks, may they, and is anything left to them? The limits are those of `/v1`.

@@ -6,6 +6,7 @@
 //! [`GridHandle`](opengrid_node::handle::GridHandle), and keeps no state between requests but compiled templates.
 
 mod access;
+mod anthropic_api;
 mod asked;
 mod body;
 mod cors;

@@ -24,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::Access,
-    cors, guard,
+    anthropic_api, cors, guard,
     limits::Limits,
     metrics::Metrics,
     native_api,
-    openai_api::{self, errors::ApiError},
+    openai_api::{self, errors::ApiError, responses},
     security::Policy,
     text::template::TemplateCache,
     web,
@@ -226,6 +226,13 @@ fn router(gateway: SharedGateway) -> Router {
         .route("/v1/models/{*id}", get(openai_api::models::retrieve))
         .route("/v1/chat/completions", post(openai_api::chat::handle))
         .route("/v1/completions", post(openai_api::completions::handle))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::count))
+        .route("/v1/responses/{id}", get(responses::not_stored).delete(responses::not_stored))
+        .route("/v1/responses/{id}/input_items", get(responses::not_stored))
+        .route("/v1/responses/{id}/cancel", post(responses::not_stored))
+        .route("/v1/messages", post(anthropic_api::create))
+        .route("/v1/messages/count_tokens", post(anthropic_api::count))
         .route("/health", get(native_api::health))
         .route("/metrics", get(native_api::metrics))
         .route("/grid/v1/status", get(native_api::status))

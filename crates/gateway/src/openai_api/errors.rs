@@ -15,7 +15,7 @@ use crate::text::template::TemplateError;
 const MESSAGE_CHARS_MAX: usize = 600;
 
 /// `{"error":{"message","type","param","code"}}` with its status.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ApiError {
     pub status: StatusCode,
     pub message: String,
@@ -74,6 +74,30 @@ impl ApiError {
     /// 400: the value of `param` cannot be used.
     pub fn invalid_value(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_value", message).with_param(param)
+    }
+
+    /// 400: `param` must be there.
+    pub fn missing(param: impl Into<Cow<'static, str>>) -> Self {
+        let param = param.into();
+        let message = format!("missing required parameter: `{param}`");
+        Self::new(StatusCode::BAD_REQUEST, "missing_required_parameter", message).with_param(param)
+    }
+
+    /// With the names that fields have in an API which is answered through chat: `names` are pairs of chat's and that
+    /// API's. The place of a message is left out, as it may be another one there.
+    pub fn renamed(mut self, names: &[(&'static str, &'static str)]) -> Self {
+        for (ours, theirs) in names {
+            self.message = self.message.replace(&format!("`{ours}`"), &format!("`{theirs}`"));
+            for word in ["the", "your"] {
+                self.message = self.message.replace(&format!("{word} {ours}"), &format!("{word} {theirs}"));
+            }
+            self.param = self.param.map(|param| match param.strip_prefix("messages[") {
+                Some(_) => "messages".into(),
+                None if param.contains(ours) => param.replace(ours, theirs).into(),
+                None => param,
+            });
+        }
+        self
     }
 
     /// 400: what `param` asks for does not exist here.
@@ -161,6 +185,8 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For an API that has another shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

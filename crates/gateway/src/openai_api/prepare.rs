@@ -8,6 +8,7 @@ use super::{
     errors::ApiError,
     gap::Gap,
     generation::Generation,
+    ids,
     options::{Api, Options, Tier},
     sampling::sampling,
     tools::Format,
@@ -106,6 +107,17 @@ pub async fn place(
     Ok((options, generation))
 }
 
+/// Tokens of a chat's prompt.
+///
+/// # Errors
+/// Those of [`place`] but the ones of placing.
+pub async fn count(gateway: &Gateway, mut request: GenerationRequest) -> Result<usize, ApiError> {
+    Options::check(Api::Chat, &mut request, gateway.config.choices_max)?;
+    let row = find_model(gateway, &request.model)?;
+    let text = gateway.grid.text(&row.id).await?;
+    Ok(chat_prompt(gateway, request.messages, text.as_ref()).await?.tokens.len())
+}
+
 async fn start(gateway: &Gateway, job: Job, options: &Options) -> Result<Answer, ApiError> {
     let (prompt, completion) = (job.prompt.len() as u32, job.completion_tokens_max);
     let again = options.fit_context.then(|| job.clone());
@@ -151,13 +163,13 @@ pub fn find_model(gateway: &Gateway, id: &str) -> Result<ModelRow, ApiError> {
 
 fn envelope(options: &Options, row: &ModelRow) -> Envelope {
     let prefix = match options.api {
-        Api::Chat => "chatcmpl",
-        Api::Text => "cmpl",
+        Api::Chat => "chatcmpl-",
+        Api::Text => "cmpl-",
     };
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let root = row.root.to_string();
     Envelope {
-        id: format!("{prefix}-{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>()),
+        id: ids::fresh(prefix),
         created: now.map_or(0, |since| since.as_secs()),
         model: row.id.clone(),
         fingerprint: format!("fp_{}", root.get(..12).unwrap_or(&root)),
@@ -187,7 +199,7 @@ async fn chat_prompt(
     messages: Option<Bounded<MessageIn, { super::types::MESSAGES_MAX }>>,
     text: &dyn TextModel,
 ) -> Result<Prompt, ApiError> {
-    let messages = messages.ok_or_else(|| missing("messages"))?.0;
+    let messages = messages.ok_or_else(|| ApiError::missing("messages"))?.0;
     if messages.is_empty() {
         return Err(ApiError::invalid_value("messages", "`messages` is empty"));
     }
@@ -206,11 +218,6 @@ async fn chat_prompt(
     drop(turn);
     let tokens = text.tokenize(&prompt, text.adds_bos() && !begins_with_bos, true).await?;
     Ok(Prompt { tokens, echo: None })
-}
-
-fn missing(param: &'static str) -> ApiError {
-    let message = format!("missing required parameter: `{param}`");
-    ApiError::new(axum::http::StatusCode::BAD_REQUEST, "missing_required_parameter", message).with_param(param)
 }
 
 /// A message whose content is one text.
@@ -267,7 +274,7 @@ async fn text_prompts(
     text: &dyn TextModel,
 ) -> Result<Vec<Prompt>, ApiError> {
     let echo = options.echo;
-    let items = match prompt.ok_or_else(|| missing("prompt"))? {
+    let items = match prompt.ok_or_else(|| ApiError::missing("prompt"))? {
         PromptIn::Text(prompt) => vec![PromptItem::Text(prompt)],
         PromptIn::List(items) if items.is_empty() => items,
         PromptIn::List(items) => match tokens_only(&items) {

@@ -137,14 +137,14 @@ pub enum Logprobs {
 }
 
 /// One token of a chat answer and its alternatives.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct TokenLogprob {
     #[serde(flatten)]
     pub token: Alternative,
     pub top_logprobs: Vec<Alternative>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Alternative {
     pub token: String,
     pub logprob: f32,

@@ -54,6 +54,20 @@ impl Answered {
         data.map(|frame| frame.strip_prefix("data: ").unwrap_or_else(|| panic!("{frame:?}")).to_owned()).collect()
     }
 
+    /// The events of a stream whose events have names, which their data repeat.
+    pub fn named_events(&self) -> Vec<(String, Value)> {
+        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
+        let frames = self.text().strip_suffix("\n\n").expect("the stream ends with a blank line").split("\n\n");
+        let event = |frame: &str| {
+            let (name, data) = frame.split_once('\n').unwrap_or_else(|| panic!("{frame:?}"));
+            let data: Value = serde_json::from_str(data.strip_prefix("data: ").expect("data")).unwrap();
+            let name = name.strip_prefix("event: ").expect("a name").to_owned();
+            assert_eq!(data["type"], name.as_str(), "{data}");
+            (name, data)
+        };
+        frames.filter(|frame| !frame.starts_with(':')).map(event).collect()
+    }
+
     /// Like [`events`](Self::events) in JSON, without the closing `[DONE]`, which must be there.
     pub fn chunks(&self) -> Vec<Value> {
         let mut events = self.events();

@@ -14,14 +14,14 @@ mod tools;
 use serde::Deserialize;
 
 #[allow(unused_imports, reason = "whoever builds a request needs its parts")]
-pub use self::{
+pub(crate) use self::{
     messages::{CALLS_MAX, CalledIn, ContentIn, MessageIn, Part, ToolCallIn},
     options::{LogitBias, LogprobsIn, OneOrMore},
     prompt::{PromptIn, PromptItem},
-    read::{Bounded, BoundedJson, Shape},
+    read::{Bounded, BoundedJson, Shape, deserialize_any, read_seq},
     tools::{
         AllowedToolIn, AllowedToolsIn, FunctionIn, JsonSchemaIn, NamedIn, ResponseFormat, TOOLS_MAX, ToolChoiceIn,
-        ToolChoiceObject, ToolIn, Tools,
+        ToolChoiceObject, ToolIn, ToolList, Tools, WithSchema,
     },
 };
 

@@ -31,7 +31,7 @@ pub enum Shape {
     Other,
 }
 
-pub(super) fn read_seq<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(
+pub(crate) fn read_seq<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(
     mut seq: A,
     max: usize,
 ) -> Result<Vec<T>, A::Error> {
@@ -83,7 +83,7 @@ macro_rules! deserialize_any {
         }
     };
 }
-pub(super) use deserialize_any;
+pub(crate) use deserialize_any;
 
 deserialize_any!(Shape, "any value", {
     fn visit_unit<E: de::Error>(self) -> Result<Shape, E> {

@@ -5,14 +5,33 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 /// OpenAI's limit is 128; agents with many servers behind them come with more.
 pub const TOOLS_MAX: usize = 512;
 
 /// At most [`TOOLS_MAX`] tools whose schemas have at most [`JSON_VALUES_MAX`] values together.
-#[derive(Clone, Debug, Default)]
-pub struct Tools(pub Vec<ToolIn>);
+#[derive(Clone, Debug)]
+pub struct ToolList<T>(pub Vec<T>);
+
+pub type Tools = ToolList<ToolIn>;
+
+/// A tool in the shape of some API.
+pub trait WithSchema {
+    fn schema(&self) -> Option<&BoundedJson>;
+}
+
+impl WithSchema for ToolIn {
+    fn schema(&self) -> Option<&BoundedJson> {
+        self.function.as_ref()?.parameters.as_ref()
+    }
+}
+
+impl<T> Default for ToolList<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct ToolIn {
@@ -80,15 +99,29 @@ pub struct JsonSchemaIn {
     pub strict: Option<bool>,
 }
 
-deserialize_any!(Tools, "an array of tools", {
-    fn visit_unit<E: de::Error>(self) -> Result<Tools, E> {
-        Ok(Tools::default())
+impl<'de, T: Deserialize<'de> + WithSchema> Deserialize<'de> for ToolList<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ToolListReader(PhantomData))
+    }
+}
+
+struct ToolListReader<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de> + WithSchema> Visitor<'de> for ToolListReader<T> {
+    type Value = ToolList<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of tools")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tools, A::Error> {
+    fn visit_unit<E: de::Error>(self) -> Result<ToolList<T>, E> {
+        Ok(ToolList::default())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<ToolList<T>, A::Error> {
         let (mut tools, mut values) = (Vec::new(), 0);
-        while let Some(tool) = seq.next_element::<ToolIn>()? {
-            values += tool.function.as_ref().and_then(|f| f.parameters.as_ref()).map_or(0, BoundedJson::values);
+        while let Some(tool) = seq.next_element::<T>()? {
+            values += tool.schema().map_or(0, BoundedJson::values);
             tools.push(tool);
             if tools.len() > TOOLS_MAX {
                 return Err(de::Error::custom(format_args!("more than {TOOLS_MAX} tools")));
@@ -97,9 +130,9 @@ deserialize_any!(Tools, "an array of tools", {
                 return Err(de::Error::custom(format_args!("more than {JSON_VALUES_MAX} values in the schemas")));
             }
         }
-        Ok(Tools(tools))
+        Ok(ToolList(tools))
     }
-});
+}
 
 deserialize_any!(ToolChoiceIn, "a string or an object", {
     fn visit_str<E: de::Error>(self, mode: &str) -> Result<ToolChoiceIn, E> {
