@@ -1,5 +1,5 @@
 //! The [`Engine`] trait and what implements it: the embedded llama.cpp in a supervised child process and a `fake`
-//! engine for load tests. External HTTP engines come beside them. [`Vocabulary`] is the text side of a model.
+//! engine for load tests, and servers on the volunteer's machine over HTTP. [`Vocabulary`] is the text side of a model.
 //!
 //! llama.cpp runs in child processes only ([`child_main`]): its crash is a failover, never the node's end.
 
@@ -8,6 +8,7 @@ mod child;
 mod fake;
 mod ipc;
 mod llama_cpp;
+mod openai_http;
 mod process;
 mod sandbox;
 mod vocabulary;
@@ -25,6 +26,9 @@ use tokio::sync::mpsc;
 pub use child::{child_main, is_child_command};
 pub use fake::{FakeConfig, FakeEngine};
 pub use llama_cpp::{EmbeddedConfig, EmbeddedEngine, Mode};
+pub use openai_http::{
+    ExternalConfig, ExternalEngine, ExternalError, Found, Kind, LOCAL_PORTS, Reference, Timeouts, find_local,
+};
 pub use sandbox::SandboxProbe;
 pub use vocabulary::{TEXT_BYTES_MAX, Vocabulary, VocabularyError, VocabularyInfo};
 

@@ -14,7 +14,7 @@ mod measured;
 mod messages;
 mod pace;
 mod self_test;
-mod speeds;
+pub(crate) mod speeds;
 mod supervisor;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use opengrid_protocol::session::Token;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Mutex, time::timeout};
 
-use self::messages::{FromTokenizer, Loaded, Pieces, ToTokenizer};
+use self::messages::{FromTokenizer, Loaded, ToTokenizer};
 use crate::{
     child::TOKENIZER_COMMAND,
     ipc,
@@ -18,6 +18,7 @@ use crate::{
 };
 
 pub(crate) use child::run as run_child;
+pub(crate) use messages::Pieces;
 
 /// Longest text to tokenize at once, in bytes.
 pub const TEXT_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -103,6 +104,10 @@ impl Vocabulary {
     /// The bytes that a token prints; empty for control tokens and ids out of range.
     pub fn piece(&self, token: Token) -> &[u8] {
         self.pieces.get(token)
+    }
+
+    pub(crate) fn pieces(&self) -> &Pieces {
+        &self.pieces
     }
 
     /// Token ids of `text`. `add_special` adds what the model wants around a prompt (BOS); `parse_special` turns texts
