@@ -89,6 +89,10 @@ pub struct UpArgs {
     /// Models to serve (comma-separated ids), or `none`; without it, what the benchmark says this machine can
     #[arg(long, value_name = "MODEL,…|none|auto", value_delimiter = ',')]
     pub serve: Option<Vec<String>>,
+    /// What computes: `exact` (built in), `fast` (built in, default kernels), the URL of a llama-server, vLLM or
+    /// trtllm-serve, or `auto` to look for one on this machine [default: exact]
+    #[arg(long, value_name = "ENGINE")]
+    pub engine: Option<String>,
     /// What this node does for the grid [default: auto]
     #[arg(long, value_enum)]
     pub role: Option<RoleArg>,

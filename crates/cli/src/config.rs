@@ -123,7 +123,7 @@ pub struct Network {
 #[serde(deny_unknown_fields)]
 pub struct Serve {
     pub models: ServeModels,
-    pub engine: EngineMode,
+    pub engine: Engine,
     /// `None`: as the machine's profile recommends; so for the next three.
     #[serde(deserialize_with = "zero_is_none")]
     pub threads: Option<NonZeroU32>,
@@ -154,14 +154,32 @@ pub enum ServeModels {
     These(Vec<String>),
 }
 
-/// Whether the CPU engine is batch-invariant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EngineMode {
+/// What computes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum Engine {
+    /// The embedded one, batch-invariant on CPU.
     Exact,
+    /// The embedded one with default kernels.
     Fast,
     /// Deterministic nonsense at a given pace, for load tests of everything around the engine.
     Fake,
+    /// An external one on a usual port of this machine.
+    Auto,
+    /// The external one at this URL.
+    External(String),
+}
+
+impl From<String> for Engine {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "exact" => Self::Exact,
+            "fast" => Self::Fast,
+            "fake" => Self::Fake,
+            "auto" => Self::Auto,
+            _ => Self::External(text),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -78,6 +78,7 @@ fn of_up(overrides: Overrides, up: &UpArgs) -> Overrides {
         .set("network.grid_key", "--grid-key", up.grid_key.as_ref().map(|path| path.display().to_string()))
         .set("node.role", "--role", up.role.map(|role| role.as_str()))
         .set("serve.models", "--serve", up.serve.as_ref().map(|models| models.join(",")))
+        .set("serve.engine", "--engine", up.engine.as_ref())
         .set("serve.threads", "--threads", up.threads)
 }
 
@@ -103,6 +104,7 @@ mod tests {
             role: Some(crate::args::RoleArg::Edge),
             grid_key: Some("/k".into()),
             threads: Some(3),
+            engine: Some("fast".into()),
             ..UpArgs::default()
         };
         let config = Context::load(&global(home.path()), Some(&up)).unwrap().settings.config;
@@ -112,6 +114,7 @@ mod tests {
         assert_eq!(config.serve.models, ServeModels::None);
         assert_eq!(config.serve.threads.unwrap().get(), 3);
         assert_eq!(config.node.role, Role::Edge);
+        assert_eq!(config.serve.engine, crate::config::Engine::Fast);
     }
 
     #[test]

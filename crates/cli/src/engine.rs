@@ -7,7 +7,7 @@ use opengrid_engine::{EmbeddedConfig, EmbeddedEngine, Mode};
 use opengrid_host::{HostProfile, ModelNeeds, OwnerLimits, recommend};
 use opengrid_models::{ModelEntry, gguf::ModelInfo};
 
-use crate::config::{Config, EngineMode};
+use crate::config::{Config, Engine};
 
 /// What `bench` measures and `doctor` starts: a model of the store, on this machine.
 pub struct Subject<'a> {
@@ -36,7 +36,7 @@ pub async fn start(
         slots: u16::try_from(plan.slots).unwrap_or(u16::MAX),
         context_tokens: plan.context_tokens,
         kv_budget_bytes: plan.kv_budget_bytes,
-        mode: if config.serve.engine == EngineMode::Fast { Mode::Fast } else { Mode::Exact },
+        mode: if config.serve.engine == Engine::Fast { Mode::Fast } else { Mode::Exact },
         gpu_layers: config.serve.gpu_layers,
         ..EmbeddedConfig::new(program, subject.path.clone())
     };

@@ -34,6 +34,7 @@ pub struct ServedModel {
     pub decode_tokens_per_s: f32,
     pub prefill_tokens_per_s: f32,
     pub memory_bytes: u64,
+    pub engine: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

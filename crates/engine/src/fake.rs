@@ -26,6 +26,14 @@ use crate::{CancelGuard, Capabilities, Engine, EngineError, Event, GenerateReque
 /// All fake engines continue each other's answers.
 const CLASS: Class = Class::Exact(*b"opengrid fake 01");
 
+/// All but grammars: what it cannot heed does no harm to nonsense.
+const FEATURES: Features = Features::GENERATE
+    .with(Features::SEEDED)
+    .with(Features::LOGPROBS)
+    .with(Features::LOGIT_BIAS)
+    .with(Features::PENALTIES)
+    .with(Features::REPEAT_PENALTY);
+
 #[derive(Clone, Debug)]
 pub struct FakeConfig {
     /// Of each stream; also how fast a prompt of `prefill_tokens_per_s` passes.
@@ -84,7 +92,7 @@ impl Engine for FakeEngine {
         let config = &self.shared.config;
         Capabilities {
             class: CLASS,
-            features: Features::GENERATE.with(Features::SEEDED).with(Features::LOGPROBS).with(Features::LOGIT_BIAS),
+            features: FEATURES,
             context_tokens: config.context_tokens,
             slots: config.slots,
             queue_max: config.queue_max,

@@ -76,9 +76,13 @@ pub struct EngineSettings {
     pub queue_max: u16,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum EngineKind {
     Embedded,
+    /// The first of these servers that computes the one model to serve.
+    External {
+        urls: Vec<String>,
+    },
     /// Deterministic nonsense at a given speed, for load tests of everything around the engine.
     Fake {
         tokens_per_s: f32,

@@ -115,10 +115,13 @@ pub struct Job {
 impl Job {
     /// What a worker must be able to do.
     pub fn features(&self) -> Features {
+        let sampling = &self.sampling;
         let wants = [
             (self.grammar.is_some(), Features::GRAMMAR),
             (self.top_logprobs.is_some(), Features::LOGPROBS),
-            (!self.sampling.logit_bias.is_empty(), Features::LOGIT_BIAS),
+            (!sampling.logit_bias.is_empty(), Features::LOGIT_BIAS),
+            (sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0, Features::PENALTIES),
+            (sampling.repeat_penalty != 1.0 && sampling.repeat_last_n > 0, Features::REPEAT_PENALTY),
         ];
         let wanted = wants.iter().filter(|(wanted, _)| *wanted);
         wanted.fold(Features::GENERATE, |all, (_, feature)| all.with(*feature))
@@ -226,6 +229,8 @@ pub struct ServedModel {
     pub decode_tokens_per_s: f32,
     pub prefill_tokens_per_s: f32,
     pub memory_bytes: u64,
+    /// Which engine computes, with its version; empty until it is ready.
+    pub engine: String,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -10,6 +10,7 @@ pub mod config;
 mod content;
 pub mod directory;
 mod discovery;
+mod external;
 pub mod handle;
 pub mod identity;
 pub mod invites;

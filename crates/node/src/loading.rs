@@ -13,6 +13,7 @@ use opengrid_protocol::limits::MODELS_PER_NODE_MAX;
 
 use crate::{
     config::{EngineKind, Role, Serve},
+    external,
     node::Node,
     proof,
     start::StartError,
@@ -169,6 +170,9 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
         .map_err(|error| error.to_string())?;
     let settings = &node.config.engine;
     let trained_context = u32::try_from(info.context_length).unwrap_or(u32::MAX);
+    if let EngineKind::External { urls } = &settings.kind {
+        return external::start(node, entry, path, &info, urls).await;
+    }
     if let EngineKind::Fake { tokens_per_s, slots } = settings.kind {
         let vocabulary_size = u32::try_from(info.tokens).unwrap_or(u32::MAX);
         let config = FakeConfig {

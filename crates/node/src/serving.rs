@@ -200,6 +200,7 @@ fn row(served: &Served) -> ServedModel {
         decode_tokens_per_s: capabilities.as_ref().map_or(0.0, |c| c.decode_tokens_per_s),
         prefill_tokens_per_s: capabilities.as_ref().map_or(0.0, |c| c.prefill_tokens_per_s),
         memory_bytes: capabilities.as_ref().map_or(0, |c| c.memory_bytes),
+        engine: capabilities.map_or_else(String::new, |c| c.description),
     }
 }
 

@@ -36,9 +36,18 @@ impl Features {
     /// Gives log-probabilities.
     pub const LOGPROBS: Self = Self(1 << 4);
     pub const LOGIT_BIAS: Self = Self(1 << 5);
+    /// Presence and frequency penalties, which look at the answer alone.
+    pub const PENALTIES: Self = Self(1 << 6);
+    /// The repeat penalty, which looks at the last tokens of prompt and answer.
+    pub const REPEAT_PENALTY: Self = Self(1 << 7);
     /// What the embedded engine does with a language model.
-    pub const EMBEDDED: Self =
-        Self(Self::GENERATE.0 | Self::SEEDED.0 | Self::GRAMMAR.0 | Self::LOGPROBS.0 | Self::LOGIT_BIAS.0);
+    pub const EMBEDDED: Self = Self::GENERATE
+        .with(Self::SEEDED)
+        .with(Self::GRAMMAR)
+        .with(Self::LOGPROBS)
+        .with(Self::LOGIT_BIAS)
+        .with(Self::PENALTIES)
+        .with(Self::REPEAT_PENALTY);
 
     #[must_use]
     pub const fn with(self, other: Self) -> Self {

@@ -10,8 +10,8 @@ use crate::{
     shapes::{ServedModel, Status},
 };
 
-const HEADINGS: [&str; 8] = ["model", "state", "sessions", "queued", "context", "decode", "memory", "class"];
-const RIGHT: [bool; 8] = [false, false, true, true, true, true, true, false];
+const HEADINGS: [&str; 9] = ["model", "state", "sessions", "queued", "context", "decode", "memory", "class", "engine"];
+const RIGHT: [bool; 9] = [false, false, true, true, true, true, true, false, false];
 
 /// # Errors
 /// When no node answers.
@@ -44,5 +44,6 @@ fn row(model: &ServedModel) -> Vec<String> {
         format!("{:.0} tok/s", model.decode_tokens_per_s),
         bytes(model.memory_bytes),
         model.class.clone(),
+        model.engine.clone(),
     ]
 }

@@ -7,7 +7,7 @@ use crate::{
     args::TargetArgs,
     context::Context,
     output::{self, duration},
-    shapes::Status,
+    shapes::{ServedModel, Status},
 };
 
 /// # Errors
@@ -22,8 +22,13 @@ pub async fn run(args: &TargetArgs, context: &Context) -> anyhow::Result<()> {
     output::line(text(&status))
 }
 
+fn served(model: &ServedModel) -> String {
+    let by = if model.engine.is_empty() { String::new() } else { format!(", {}", model.engine) };
+    format!("{} ({}{by})", model.id, model.state)
+}
+
 fn text(status: &Status) -> String {
-    let models: Vec<String> = status.models.iter().map(|model| format!("{} ({})", model.id, model.state)).collect();
+    let models: Vec<String> = status.models.iter().map(served).collect();
     let rows = [
         ("state", status.state.clone()),
         ("peer id", status.peer_id.clone()),

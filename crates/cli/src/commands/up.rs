@@ -1,5 +1,6 @@
 //! `opengrid up`: a node in the foreground, until a signal or `opengrid down`.
 
+mod engines;
 mod loading;
 mod node_config;
 mod stop;
@@ -34,9 +35,10 @@ pub async fn run(context: &Context) -> anyhow::Result<()> {
     let connections_max = open_files::raise().saturating_sub(FILES_KEPT) as usize;
     let config = &context.settings.config;
     let keys = keys::read(&context.home)?.keys().len();
+    let engine_urls = engines::urls(&config.serve).await?;
     let listener = bind(config.api.listen).await?;
     let address = listener.local_addr().context("the API's address is unknown")?;
-    let node = Node::start(node_config::of(context, address)?).await?;
+    let node = Node::start(node_config::of(context, address, engine_urls)?).await?;
     let closing = CancellationToken::new();
     let gateway_config = gateway_config(config, &context.home, &node, connections_max);
     let mut gateway = tokio::spawn(serve(listener, node.clone(), gateway_config, closing.clone()));

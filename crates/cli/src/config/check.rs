@@ -8,7 +8,7 @@ use opengrid_protocol::{
     limits::{ADDRESS_BYTES_MAX, MODEL_ID_BYTES_MAX},
 };
 
-use super::{Config, ConfigError, ServeModels};
+use super::{Config, ConfigError, Engine, ServeModels, value::clip};
 
 /// Says what is wrong with a text, lower-case, for a place in front of it.
 pub type Check = fn(&str) -> Result<(), String>;
@@ -44,6 +44,17 @@ pub fn http_url(text: &str) -> Result<(), String> {
         Some(rest) if !rest.is_empty() && !rest.contains(|c: char| c.is_whitespace() || c.is_control()) => Ok(()),
         _ => Err(format!("`{text}` is no URL; it starts with https:// or http://")),
     }
+}
+
+/// What `serve.engine` may be besides a URL.
+const ENGINES: [&str; 4] = ["exact", "fast", "auto", "fake"];
+
+pub fn engine(text: &str) -> Result<(), String> {
+    if ENGINES.contains(&text) || (text.contains("://") && http_url(text).is_ok()) {
+        return Ok(());
+    }
+    let known = ENGINES.map(|engine| format!("`{engine}`")).join(", ");
+    Err(format!("`{}` is none of {known}, and no URL such as http://127.0.0.1:8000", clip(text)))
 }
 
 pub fn invite(text: &str) -> Result<(), String> {
@@ -99,6 +110,17 @@ pub fn together(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::Setting {
             place: "[api] cors_origins".to_owned(),
             what: "any web page could use the API: name the origins, or set require_key = true".to_owned(),
+        });
+    }
+    let one_model = match &config.serve.models {
+        ServeModels::Auto => false,
+        ServeModels::None => true,
+        ServeModels::These(ids) => ids.len() == 1,
+    };
+    if matches!(config.serve.engine, Engine::External(_) | Engine::Auto) && !one_model {
+        return Err(ConfigError::Setting {
+            place: "[serve] engine".to_owned(),
+            what: "an external engine serves one model: name it, as --serve smollm2-135m".to_owned(),
         });
     }
     if config.models.dir.as_os_str().is_empty() {

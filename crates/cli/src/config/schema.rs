@@ -162,10 +162,12 @@ pub const KEYS: &[Key] = &[
     key(
         "serve",
         "engine",
-        Kind::Choice(&["exact", "fast", "fake"]),
+        Kind::Text(check::engine),
         "\"exact\"",
         "\"exact\": answers are the same to the letter whichever exact worker computes them, so that another can\n\
          continue them. \"fast\": default kernels; a continued answer may differ in later words.\n\
+         A URL, \"http://127.0.0.1:8000\": llama-server, vLLM or TensorRT-LLM (trtllm-serve) there serves the one model\n\
+         that `models` names. \"auto\": the first of them on the usual ports of this machine that does.\n\
          \"fake\": nonsense without a model, for load tests only.",
     ),
     key("serve", "threads", integer(0, 1_024), "0", "Threads per engine. 0: by the cores of this machine."),

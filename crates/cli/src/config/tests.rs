@@ -63,7 +63,7 @@ fn the_defaults_are_the_contract() {
     assert_eq!(config.api.listen.to_string(), "127.0.0.1:8470");
     assert_eq!(config.network.p2p_port, 4470);
     assert_eq!(config.serve.models, ServeModels::Auto);
-    assert_eq!(config.serve.engine, EngineMode::Exact);
+    assert_eq!(config.serve.engine, Engine::Exact);
     assert_eq!((config.serve.threads, config.network.grid_key), (None, None));
     assert_eq!(config.models.sources, [ModelSource::Peers, ModelSource::Hub, ModelSource::Package]);
     assert_eq!(config.node.role, Role::Auto);

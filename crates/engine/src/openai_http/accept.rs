@@ -6,7 +6,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use opengrid_protocol::{Sampling, session::Token};
+use opengrid_protocol::{
+    Sampling,
+    session::{Tier, Token},
+};
 
 use super::{
     ExternalConfig, ExternalError,
@@ -213,5 +216,7 @@ fn measuring_request(config: &ExternalConfig, tokens: u32) -> GenerateRequest {
         stop_tokens: Vec::new(),
         sampling: Sampling::greedy(),
         top_logprobs: None,
+        grammar: None,
+        tier: Tier::default(),
     }
 }

@@ -73,6 +73,7 @@ impl ExternalEngine {
         let accepted = accept::accept(&config).await?;
         let capabilities = Capabilities {
             class: Class::Approximate,
+            features: accepted.found.kind.features(),
             context_tokens: accepted.context_tokens,
             slots: accepted.slots,
             queue_max: config.queue_max,

@@ -11,7 +11,7 @@ use opengrid_node::config::{EngineKind, EngineSettings, Mode, NetworkSettings, N
 
 use crate::{
     commands::pull::fetch_config,
-    config::{self, EngineMode, ServeModels},
+    config::{self, Engine, ServeModels},
     context::Context,
     errors::usage,
     joins,
@@ -22,11 +22,11 @@ const FAKE_SLOTS: u16 = 256;
 /// A swarm key file of three short lines, or 64 hexadecimal digits.
 const GRID_KEY_BYTES_MAX: u64 = 1_024;
 
-/// `address`: where the API listens.
+/// `address`: where the API listens. `engine_urls`: of external engines, in the order in which they are tried.
 ///
 /// # Errors
 /// When the grid key, a kept invite or the program's own path cannot be read.
-pub fn of(context: &Context, address: SocketAddr) -> anyhow::Result<NodeConfig> {
+pub fn of(context: &Context, address: SocketAddr, engine_urls: Vec<String>) -> anyhow::Result<NodeConfig> {
     let config = &context.settings.config;
     let mut join = config.network.join.clone();
     join.extend(joins::read(&context.home)?);
@@ -53,7 +53,7 @@ pub fn of(context: &Context, address: SocketAddr) -> anyhow::Result<NodeConfig> 
         models_dir: config.models.dir.clone(),
         fetch: fetch_config(&config.models),
         program: std::env::current_exe().context("the program's own path is unknown")?,
-        engine: engine(&config.serve),
+        engine: engine(&config.serve, engine_urls),
         cpu_percent: config.limits.cpu_percent,
         memory_percent: config.limits.memory_percent,
         grace: context.grace,
@@ -78,12 +78,16 @@ fn serve(models: &ServeModels) -> Serve {
     }
 }
 
-fn engine(serve: &config::Serve) -> EngineSettings {
+fn engine(serve: &config::Serve, engine_urls: Vec<String>) -> EngineSettings {
     let slots = serve.slots.map(|slots| u16::try_from(slots.get()).unwrap_or(u16::MAX));
     let fake = EngineKind::Fake { tokens_per_s: serve.fake_tokens_per_s as f32, slots: slots.unwrap_or(FAKE_SLOTS) };
     EngineSettings {
-        kind: if serve.engine == EngineMode::Fake { fake } else { EngineKind::Embedded },
-        mode: if serve.engine == EngineMode::Fast { Mode::Fast } else { Mode::Exact },
+        kind: match serve.engine {
+            Engine::Fake => fake,
+            Engine::Exact | Engine::Fast => EngineKind::Embedded,
+            Engine::Auto | Engine::External(_) => EngineKind::External { urls: engine_urls },
+        },
+        mode: if serve.engine == Engine::Fast { Mode::Fast } else { Mode::Exact },
         threads: serve.threads.map(|threads| threads.get()),
         slots,
         context_tokens: serve.context_tokens.map(|tokens| tokens.get()),
@@ -126,7 +130,7 @@ mod tests {
         fs::write(home.path().join("config.toml"), text).unwrap();
         let global = Global { home: Some(home.path().to_owned()), json: false, log: None };
         let context = Context::load(&global, Some(&UpArgs::default())).unwrap();
-        let config = of(&context, "0.0.0.0:9".parse().unwrap()).unwrap();
+        let config = of(&context, "0.0.0.0:9".parse().unwrap(), Vec::new()).unwrap();
         assert_eq!(config.api.to_string(), "127.0.0.1:9");
         assert_eq!(config.serve, Serve::None);
         assert_eq!(config.engine.mode, Mode::Fast);

@@ -7,6 +7,7 @@ mod vllm;
 
 use opengrid_protocol::{
     Sampling,
+    beacon::Features,
     session::{Token, TokenOut},
 };
 use serde_json::{Value, json};
@@ -93,6 +94,16 @@ impl Kind {
         }
     }
 
+    /// What it does as our own sampler would. None keeps to a grammar of ours, none draws with the grid's sampler.
+    pub fn features(self) -> Features {
+        let some = Features::GENERATE.with(Features::LOGIT_BIAS);
+        match self {
+            Self::LlamaServer => some.with(Features::LOGPROBS).with(Features::REPEAT_PENALTY),
+            Self::Vllm => some.with(Features::LOGPROBS).with(Features::PENALTIES),
+            Self::TensorRtLlm => some.with(Features::PENALTIES),
+        }
+    }
+
     /// Where segments are posted.
     pub fn path(self) -> &'static str {
         match self {
@@ -111,6 +122,9 @@ impl Kind {
 
     /// What this kind of engine cannot do as it was asked, in words.
     pub fn check(self, request: &GenerateRequest) -> Result<(), EngineError> {
+        if request.grammar.is_some() {
+            return Err(EngineError::Invalid(format!("{} keeps to no grammar of ours", self.name())));
+        }
         let wrong = match self {
             Self::LlamaServer => llama_server::unfit(request),
             Self::Vllm => vllm::unfit(request),
