@@ -19,9 +19,6 @@ mod probe;
 mod profile;
 mod reference;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::Arc;
 
 use async_trait::async_trait;
