@@ -27,6 +27,9 @@ use crate::{Load, llama_cpp::speeds::Speeds};
 /// Looks in a row that may be late before the engine counts as gone: a busy one answers slowly.
 const LATE_MAX: u32 = 3;
 
+/// Tokens of the answer by which an engine shows that it computes again.
+const PROVING_TOKENS: u32 = 4;
+
 pub struct Shared {
     pub config: ExternalConfig,
     pub client: Client,
@@ -169,7 +172,7 @@ async fn back(shared: &Shared) -> Result<(), ExternalError> {
         return Err(ExternalError::Unfit(format!("at {}: {why}", config.url)));
     }
     accept::same_model(config, &shared.client, &found).await?;
-    accept::measure(config, &shared.client, &found, &shared.gaps, 1).await?;
+    accept::measure(config, &shared.client, &found, &shared.gaps, PROVING_TOKENS).await?;
     *shared.found.lock() = found;
     shared.places.forget_caches();
     shared.set_load(0, 0);

@@ -24,7 +24,11 @@ use axum::{
 };
 use opengrid_engine::Kind;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Runtime},
+    sync::mpsc,
+};
 
 /// What the model says, over and over; ETX (3) is its end token.
 pub const TEXT: &str = "An é, a 東 and a 🙂; the end.\u{3}";
@@ -65,7 +69,8 @@ pub struct Engine {
 pub struct Server {
     pub engine: Engine,
     pub address: SocketAddr,
-    task: Option<JoinHandle<()>>,
+    /// Of its own, so that it ends as a process does.
+    runtime: Option<Runtime>,
 }
 
 impl Server {
@@ -75,7 +80,7 @@ impl Server {
     }
 
     pub async fn start_with(engine: Engine) -> Self {
-        let mut server = Self { engine, address: "127.0.0.1:0".parse().unwrap(), task: None };
+        let mut server = Self { engine, address: "127.0.0.1:0".parse().unwrap(), runtime: None };
         server.up().await;
         server
     }
@@ -92,55 +97,38 @@ impl Server {
         self.engine.asked.lock().unwrap().clone()
     }
 
-    /// Ends the process, connections and all.
+    /// As if the process ended: connections and all.
     pub async fn down(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-            let _ = task.await;
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
         }
     }
 
     /// On the same port as before.
     pub async fn up(&mut self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = loop {
+            match runtime.spawn(TcpListener::bind(self.address)).await.unwrap() {
+                Ok(listener) => break listener,
+                // The one before is about to go.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
         self.address = listener.local_addr().unwrap();
         let routes = match self.engine.kind {
             Kind::LlamaServer => llama_server::routes(self.engine.clone()),
             _ => openai::routes(self.engine.clone()),
         };
-        self.task = Some(tokio::spawn(serve(listener, routes)));
+        runtime.spawn(async move { axum::serve(listener, routes).await });
+        self.runtime = Some(runtime);
     }
 }
 
-/// As axum's own, but connections end with the task.
-async fn serve(listener: TcpListener, routes: Router) {
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        let Ok((stream, _)) = listener.accept().await else { return };
-        let routes = routes.clone();
-        connections.spawn(async move {
-            let single = SingleConnection(Mutex::new(Some(stream)));
-            let _ = axum::serve(single, routes).await;
-        });
-    }
-}
-
-struct SingleConnection(Mutex<Option<tokio::net::TcpStream>>);
-
-impl axum::serve::Listener for SingleConnection {
-    type Io = tokio::net::TcpStream;
-    type Addr = ();
-
-    async fn accept(&mut self) -> (Self::Io, ()) {
-        let stream = self.0.lock().unwrap().take();
-        match stream {
-            Some(stream) => (stream, ()),
-            None => std::future::pending().await,
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
         }
-    }
-
-    fn local_addr(&self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -93,7 +93,10 @@ fn what_an_engine_cannot_do_is_refused_in_words() {
     assert!(refused(Kind::LlamaServer, &presence).starts_with("llama-server counts the prompt"));
     assert!(refused(Kind::TensorRtLlm, &|request| request.top_logprobs = Some(0)).contains("by text"));
     for kind in [Kind::Vllm, Kind::TensorRtLlm] {
-        assert!(refused(kind, &|request| request.sampling.repeat_penalty = 1.1).contains("repeat penalty"));
+        assert!(
+            refused(kind, &|request| (request.sampling.repeat_penalty, request.sampling.repeat_last_n) = (1.1, 4))
+                .contains("repeat penalty")
+        );
         assert!(refused(kind, &|request| request.sampling.logit_bias = vec![(1, 101.0)]).contains("logit_bias"));
     }
     assert!(refused(Kind::Vllm, &|request| request.sampling.temperature = 3.0).contains("temperature"));
