@@ -182,7 +182,6 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
             queue_max: settings.queue_max,
             context_tokens: trained_context,
             vocabulary_size,
-            ..FakeConfig::default()
         };
         return Ok(FakeEngine::new(config));
     }

@@ -17,7 +17,6 @@ use std::{
 };
 
 use axum::{
-    Router,
     body::Body,
     http::StatusCode,
     response::{IntoResponse, Response},
