@@ -154,7 +154,7 @@ mod tests {
         let waiting = places.queue().unwrap();
         assert!(places.queue().is_none());
         assert_eq!((places.running(), places.waiting()), (1, 1));
-        let (waiting, place) = waiting.try_run([2; 32]).map_err(|(w, p)| (w, p)).err().unwrap();
+        let (waiting, place) = waiting.try_run([2; 32]).err().unwrap();
         assert_eq!(place, 1);
         drop(running);
         assert!(waiting.try_run([2; 32]).is_ok());
