@@ -351,11 +351,11 @@ async fn what_does_not_fit_is_refused_with_the_reason() {
     assert!(error.contains("serve.context_tokens"), "{error}");
     let nobody = refused(config("http://127.0.0.1:9".into())).await;
     assert!(matches!(nobody, ExternalError::NotThere(_)), "{nobody}");
-    let shorter = ExternalConfig { context_tokens: Some(100), slots: Some(1), ..config(llama.url()) };
+    let shorter = ExternalConfig { context_tokens: Some(200), slots: Some(1), ..config(llama.url()) };
     let engine = ExternalEngine::start(shorter).await.unwrap();
-    assert_eq!((engine.capabilities().context_tokens, engine.capabilities().slots), (100, 1));
-    let long = engine.generate(request(100, 1)).await.err();
-    assert_eq!(long, Some(EngineError::ContextTooSmall { needed: 101, context_tokens: 100 }));
+    assert_eq!((engine.capabilities().context_tokens, engine.capabilities().slots), (200, 1));
+    let long = engine.generate(request(200, 1)).await.err();
+    assert_eq!(long, Some(EngineError::ContextTooSmall { needed: 201, context_tokens: 200 }));
 }
 
 #[tokio::test]

@@ -50,7 +50,9 @@ pub async fn accept(config: &ExternalConfig) -> Result<Accepted, ExternalError> 
     let slots = slots.min(found.slots.unwrap_or(u16::MAX)).max(1);
     same_model(config, &client, &found).await?;
     let gaps = Gaps::of(&config.reference);
-    let speeds = measure(config, &client, &found, &gaps, MEASURED_TOKENS.min(context_tokens / 4)).await?;
+    // The first answer of a server that was just started is slow.
+    measure(config, &client, &found, &gaps, MEASURED_TOKENS).await?;
+    let speeds = measure(config, &client, &found, &gaps, MEASURED_TOKENS).await?;
     Ok(Accepted { client, found, context_tokens, slots, speeds, gaps })
 }
 
@@ -63,7 +65,7 @@ fn context(config: &ExternalConfig, found: &Found) -> Result<u32, ExternalError>
     })?;
     let trained = if config.trained_context == 0 { u32::MAX } else { config.trained_context };
     let tokens = said.min(trained).min(config.context_tokens.unwrap_or(u32::MAX));
-    let least = 2 * MEASURED_TOKENS;
+    let least = 8 * MEASURED_TOKENS;
     if tokens < least {
         return Err(ExternalError::Unfit(format!("a context of {tokens} tokens is too short to serve ({least})")));
     }
