@@ -102,8 +102,8 @@ class Vllm(Engine):
 
     @staticmethod
     def set_up():
-        """7 GB on disk: PyPI's PyTorch brings its CUDA libraries along."""
-        made_for, wanted = OUT / "made-for", " ".join([VLLM, GGUF, (HERE / "vllm-overrides.txt").read_text()])
+        """6 GB on disk: PyPI's PyTorch brings its CUDA libraries along."""
+        made_for, wanted = OUT / "made-for", " ".join([str(OUT), VLLM, GGUF, (HERE / "vllm-overrides.txt").read_text()])
         if not made_for.exists() or made_for.read_text() != wanted:
             make_environment()
             made_for.write_text(wanted)
