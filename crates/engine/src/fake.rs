@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{CancelGuard, Capabilities, Engine, EngineError, Event, GenerateRequest, Generation, Load};
+use crate::{CancelGuard, Capabilities, EmbedRequest, Engine, EngineError, Event, GenerateRequest, Generation, Load};
 
 /// All fake engines continue each other's answers.
 const CLASS: Class = Class::Exact(*b"opengrid fake 01");
@@ -44,6 +44,8 @@ pub struct FakeConfig {
     pub context_tokens: u32,
     /// Tokens are drawn from `0..vocabulary_size`.
     pub vocabulary_size: u32,
+    /// Stands for an embedding model with vectors of so many numbers, instead of one that generates.
+    pub embedding_width: Option<u32>,
 }
 
 impl Default for FakeConfig {
@@ -55,6 +57,7 @@ impl Default for FakeConfig {
             queue_max: 256,
             context_tokens: 8_192,
             vocabulary_size: 32_000,
+            embedding_width: None,
         }
     }
 }
@@ -92,7 +95,7 @@ impl Engine for FakeEngine {
         let config = &self.shared.config;
         Capabilities {
             class: CLASS,
-            features: FEATURES,
+            features: if config.embedding_width.is_some() { Features::EMBED } else { FEATURES },
             context_tokens: config.context_tokens,
             slots: config.slots,
             queue_max: config.queue_max,
@@ -116,6 +119,9 @@ impl Engine for FakeEngine {
         if self.stop.is_cancelled() {
             return Err(EngineError::ShuttingDown);
         }
+        if config.embedding_width.is_some() {
+            return Err(EngineError::Invalid("this model makes embeddings, no text".to_owned()));
+        }
         if request.tokens.is_empty() || request.prompt_tokens as usize > request.tokens.len() {
             return Err(EngineError::Invalid("prompt_tokens must lie in 1..=tokens".to_owned()));
         }
@@ -132,6 +138,22 @@ impl Engine for FakeEngine {
             let _ = cancelled.run_until_cancelled_owned(answer.run(waiting)).await;
         });
         Ok(Generation { events, guard: CancelGuard::new(move || cancel.cancel()) })
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Vec<Vec<f32>>, EngineError> {
+        let config = &self.shared.config;
+        let none = || EngineError::Invalid("this model makes no embeddings".to_owned());
+        let width = config.embedding_width.ok_or_else(none)?;
+        let waiting = Counted::within(&self.shared, |shared| &shared.waiting, self.room()).ok_or(EngineError::Busy)?;
+        let work = async {
+            let _permit = self.shared.slots.acquire().await;
+            drop(waiting);
+            let _running = Counted::within(&self.shared, |shared| &shared.running, u16::MAX);
+            let tokens: usize = request.texts.iter().map(Vec::len).sum();
+            tokio::time::sleep(Duration::from_secs_f32(tokens as f32 / config.prefill_tokens_per_s.max(1e-3))).await;
+            request.texts.iter().map(|text| vector_of(text, width)).collect()
+        };
+        self.stop.run_until_cancelled(work).await.ok_or(EngineError::ShuttingDown)
     }
 
     async fn shutdown(&self) {
@@ -250,6 +272,15 @@ fn draw(prompt: &[u8; 32], index: u32, vocabulary_size: u32) -> Token {
     let mut word = [0; 8];
     word.copy_from_slice(&hash.as_bytes()[..8]);
     (u64::from_le_bytes(word) % u64::from(vocabulary_size.max(1))) as Token
+}
+
+/// A vector of length 1 that depends on every token of the text.
+fn vector_of(text: &[Token], width: u32) -> Vec<f32> {
+    let key = hash_prompt(text, &Sampling::greedy());
+    let value = |index| draw(&key, index, 2_001) as f32 - 1_000.5;
+    let mut vector: Vec<f32> = (0..width).map(value).collect();
+    crate::encoding::normalise(&mut vector);
+    vector
 }
 
 #[cfg(test)]

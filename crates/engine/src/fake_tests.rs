@@ -70,3 +70,19 @@ async fn the_queue_is_bounded_and_cancelling_frees_the_slot() {
     assert_eq!(engine.load().slots_busy, 0);
     assert_eq!(engine.generate(request(3, vec![1], 1, 5)).await.err(), Some(EngineError::ShuttingDown));
 }
+
+#[tokio::test]
+async fn an_embedding_model_gives_the_same_text_the_same_vector_and_no_text() {
+    let engine = FakeEngine::new(FakeConfig { embedding_width: Some(8), ..FakeConfig::default() });
+    assert_eq!(engine.capabilities().features, opengrid_protocol::beacon::Features::EMBED);
+    let texts = vec![vec![1, 2], vec![3], vec![1, 2]];
+    let vectors = engine.embed(EmbedRequest { texts }).await.unwrap();
+    assert_eq!(vectors[0], vectors[2]);
+    assert_ne!(vectors[0], vectors[1]);
+    let length: f32 = vectors[0].iter().map(|value| value * value).sum();
+    assert!(vectors[0].len() == 8 && (length - 1.0).abs() < 1e-5);
+    assert!(matches!(engine.generate(request(1, vec![1], 1, 1)).await, Err(EngineError::Invalid(_))));
+    let generates = FakeEngine::new(FakeConfig::default());
+    let refused = generates.embed(EmbedRequest { texts: vec![vec![1]] }).await;
+    assert!(matches!(refused, Err(EngineError::Invalid(_))));
+}

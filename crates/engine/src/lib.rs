@@ -5,6 +5,7 @@
 
 mod batching;
 mod child;
+mod encoding;
 mod fake;
 mod ipc;
 mod llama_cpp;
@@ -48,6 +49,14 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// [`EngineError`] says whether another worker may do better.
     async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError>;
+
+    /// A vector of length 1 for each text, in their order. Dropping the future cancels it within one step.
+    ///
+    /// # Errors
+    /// [`EngineError`] says whether another worker may do better.
+    async fn embed(&self, _request: EmbedRequest) -> Result<Vec<Vec<f32>>, EngineError> {
+        Err(EngineError::Invalid("this model makes no embeddings".to_owned()))
+    }
 
     /// Stops taking work, ends what runs and returns when all memory and processes are gone.
     async fn shutdown(&self);
@@ -101,6 +110,13 @@ pub struct GenerateRequest {
     /// See [`Open::grammar`](opengrid_protocol::session::Open::grammar).
     pub grammar: Option<String>,
     pub tier: Tier,
+}
+
+/// Texts to embed. Limits are checked by `opengrid_protocol::session::Embed::check` before it comes here.
+#[derive(Clone, Debug)]
+pub struct EmbedRequest {
+    /// Whole, with the special tokens that the model wants around them.
+    pub texts: Vec<Vec<Token>>,
 }
 
 /// A running (or waiting) generation. Drop it to cancel.

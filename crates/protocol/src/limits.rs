@@ -16,6 +16,10 @@ pub const LOGIT_BIAS_MAX: usize = 300;
 pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// Largest grammar of a session, in bytes.
 pub const GRAMMAR_BYTES_MAX: usize = 64 * 1024;
+/// Most texts that one session embeds; a gateway opens several for longer lists.
+pub const EMBED_TEXTS_MAX: usize = 32;
+/// Most numbers of a text's vector. [`EMBED_TEXTS_MAX`] of the longest fit a frame.
+pub const EMBEDDING_WIDTH_MAX: u32 = 4_096;
 /// Most sessions open at once on one sealed channel.
 pub const SESSIONS_PER_CHANNEL_MAX: usize = 512;
 /// A sealed channel without sessions is closed by the gateway after this time, and by the worker after twice it.

@@ -1,15 +1,18 @@
 //! What gateway and worker say inside a sealed channel. Token ids only: text never leaves the gateway.
 //!
 //! One channel carries many sessions. A session is [`ToWorker::Open`], then [`ToGateway::Accepted`], any number of
-//! [`ToGateway::Tokens`] and one [`ToGateway::Finished`] or [`ToGateway::Refused`]. While any session of the channel
-//! runs, the worker sends at least a [`ToGateway::Heartbeat`] every [`HEARTBEAT_MS`](crate::limits::HEARTBEAT_MS).
+//! [`ToGateway::Tokens`] and one [`ToGateway::Finished`] or [`ToGateway::Refused`]. Texts to embed are a session of
+//! [`ToWorker::Embed`], [`ToGateway::Accepted`] and one [`ToGateway::Embedded`] or a refusal. While any session of the
+//! channel runs, the worker sends at least a [`ToGateway::Heartbeat`] every [`HEARTBEAT_MS`](crate::limits::HEARTBEAT_MS).
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ModelRoot, Sampling, SessionId,
     codec::DecodeError,
-    limits::{COMPLETION_TOKENS_MAX, GRAMMAR_BYTES_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX},
+    limits::{
+        COMPLETION_TOKENS_MAX, EMBED_TEXTS_MAX, GRAMMAR_BYTES_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX,
+    },
 };
 
 /// A vocabulary index.
@@ -20,6 +23,41 @@ pub type Token = u32;
 pub enum ToWorker {
     Open(Box<Open>),
     Cancel { session: SessionId },
+    Embed(Box<Embed>),
+}
+
+/// Texts to turn into vectors: nothing is kept of them, so that any worker of the model can do it again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Embed {
+    pub session: SessionId,
+    pub model: ModelRoot,
+    /// Whole, with the special tokens that the model wants around them.
+    pub texts: Vec<Vec<Token>>,
+}
+
+impl Embed {
+    /// # Errors
+    /// The first limit that is broken.
+    pub fn check(&self) -> Result<(), DecodeError> {
+        check_texts(&self.texts)
+    }
+}
+
+/// The limits of the texts of an [`Embed`].
+///
+/// # Errors
+/// The first one that is broken.
+pub fn check_texts(texts: &[Vec<Token>]) -> Result<(), DecodeError> {
+    let tokens: usize = texts.iter().map(Vec::len).sum();
+    let rules = [
+        ((1..=EMBED_TEXTS_MAX).contains(&texts.len()), "no texts, or too many"),
+        (texts.iter().all(|text| !text.is_empty()), "a text needs at least one token"),
+        (tokens <= PROMPT_TOKENS_MAX, "too many tokens"),
+    ];
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, why)) => Err(DecodeError::Invalid(why)),
+        None => Ok(()),
+    }
 }
 
 /// Starts a session, or continues one that another worker lost.
@@ -105,6 +143,11 @@ pub enum ToGateway {
         why: Refusal,
     },
     Heartbeat,
+    /// A vector of length 1 for each text of an [`Embed`], in their order: the end of its session.
+    Embedded {
+        session: SessionId,
+        vectors: Vec<Vec<f32>>,
+    },
 }
 
 /// One generated token.

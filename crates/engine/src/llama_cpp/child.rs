@@ -16,7 +16,7 @@ use opengrid_protocol::{
 use opengrid_sampler::Sampler;
 
 use super::{
-    Mode, budget,
+    Mode, budget, encoder,
     ffi::{BatchToken, Context, ContextOptions, Model, ModelOptions},
     grammars::{self, Compiler, SharedWords},
     messages::{FromEngine, Generate, JobEvent, Load, Measured, Progress, Ready, ToEngine},
@@ -35,9 +35,9 @@ const STALL_S: f32 = 0.2;
 const PREFILL_AMID_DECODING_MIN: usize = 16;
 const INBOX: usize = 256;
 /// How often speeds are told amid work; they are told at its end, too.
-const SPEEDS_EVERY: Duration = Duration::from_secs(1);
+pub(super) const SPEEDS_EVERY: Duration = Duration::from_secs(1);
 /// Room for graphs, threads and the allocator beside weights and cache, in bytes.
-const WORKSPACE_BYTES: u64 = 128 * 1024 * 1024;
+pub(super) const WORKSPACE_BYTES: u64 = 128 * 1024 * 1024;
 
 /// # Errors
 /// When the parent's stream is broken or llama.cpp fails during a step: the parent restarts the child.
@@ -58,6 +58,11 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
         io::Error::other(why)
     };
     let model = load_model(&load).map_err(|why| refuse(&mut output, why))?;
+    if model.is_encoder() {
+        let (encoder, ready) = encoder::prepare(&load, &model, sandbox).map_err(|why| refuse(&mut output, why))?;
+        ipc::write(&mut output, &FromEngine::Ready(Box::new(ready.clone())))?;
+        return encoder::Server::new(encoder, &load, &ready).serve(&inbox, &mut output);
+    }
     let (context, ready) = prepare(&load, &model, sandbox).map_err(|why| refuse(&mut output, why))?;
     let _ = words.set(grammars::words(&model));
     ipc::write(&mut output, &FromEngine::Ready(Box::new(ready.clone())))?;
@@ -81,7 +86,7 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
 }
 
 /// A frame, and a request's grammar ready for use.
-enum Incoming {
+pub(super) enum Incoming {
     Generate(Box<Generate>, Result<Option<Box<Constraint>>, String>),
     Other(ToEngine),
 }
@@ -153,6 +158,7 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
         slots: fit.slots,
         context_tokens: fit.context_tokens,
         vocabulary_size,
+        embedding_width: None,
         weight_bytes,
         kv_bytes: fit.kv_bytes,
         sandbox,
@@ -242,7 +248,9 @@ impl Stepper<'_> {
             Incoming::Other(message) => message,
         };
         match message {
-            ToEngine::Load(_) | ToEngine::Generate(_) => Err(io::Error::other("a message out of turn")),
+            ToEngine::Load(_) | ToEngine::Generate(_) | ToEngine::Embed(_) => {
+                Err(io::Error::other("a message out of turn"))
+            }
             ToEngine::Ping { nonce } => ipc::write(output, &FromEngine::Pong { nonce }),
             ToEngine::ProbeSandbox => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),
             ToEngine::Cancel { id } => {

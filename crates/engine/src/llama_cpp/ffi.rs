@@ -2,6 +2,8 @@
 //! holds. Used in child processes only, one model and one context a process, from one thread.
 #![allow(unsafe_code)]
 
+mod encoder;
+
 use std::{
     ffi::{CStr, CString, c_char, c_void},
     marker::PhantomData,
@@ -18,6 +20,8 @@ use opengrid_protocol::session::Token;
 use parking_lot::Mutex;
 
 use super::pace;
+
+pub use encoder::{Encoder, EncoderOptions};
 
 /// The last error that llama.cpp logged: the reason when a call returns null.
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
@@ -145,6 +149,22 @@ impl Model {
         let key = self.architecture_number("attention.key_length").unwrap_or(head);
         let value = self.architecture_number("attention.value_length").unwrap_or(head);
         positive(layers).saturating_mul(positive(kv_heads)).saturating_mul(key.saturating_add(value)).saturating_mul(2)
+    }
+
+    /// Numbers of a vector that an encoder gives.
+    pub fn embedding_width(&self) -> u32 {
+        // SAFETY: reads a field of a live model.
+        u32::try_from(unsafe { sys::llama_model_n_embd(self.ptr()) }).unwrap_or(0)
+    }
+
+    /// Whether it turns whole texts into vectors instead of continuing them: it looks both ways and pools.
+    pub fn is_encoder(&self) -> bool {
+        let both_ways = || {
+            let architecture = self.metadata("general.architecture")?;
+            self.metadata(&format!("{architecture}.attention.causal"))
+        };
+        self.architecture_number("pooling_type").is_some_and(|kind| (1..=3).contains(&kind))
+            && both_ways().as_deref() == Some("false")
     }
 
     /// Why this kind of model cannot be served, if it cannot.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
-    messages::{FromEngine, Generate, JobEvent, Progress, ToEngine},
+    messages::{Embed, FromEngine, Generate, JobEvent, Progress, ToEngine},
     speeds::Speeds,
 };
 use crate::{CancelGuard, EngineError, Event, Generation, Load, ipc, sandbox::SandboxProbe};
@@ -52,12 +52,16 @@ struct State {
     phase: Phase,
     pid: Option<u32>,
     jobs: HashMap<u64, mpsc::Sender<Event>>,
+    embeddings: HashMap<u64, oneshot::Sender<Embedded>>,
     next_id: u64,
     outbox: VecDeque<(Option<u64>, Bytes)>,
     pinged: Option<Instant>,
     probes: Vec<oneshot::Sender<SandboxProbe>>,
     speeds: Speeds,
 }
+
+/// What becomes of texts.
+type Embedded = Result<Vec<Vec<f32>>, EngineError>;
 
 impl Jobs {
     /// `speeds` hold until the child knows better.
@@ -66,6 +70,7 @@ impl Jobs {
             phase: Phase::Restarting,
             pid: None,
             jobs: HashMap::new(),
+            embeddings: HashMap::new(),
             next_id: 0,
             outbox: VecDeque::new(),
             pinged: None,
@@ -97,6 +102,9 @@ impl Jobs {
         for (_, events) in state.jobs.drain() {
             let _ = events.try_send(Event::Failed(error.clone()));
         }
+        for (_, vectors) in state.embeddings.drain() {
+            let _ = vectors.send(Err(error.clone()));
+        }
     }
 
     /// No more work; what runs fails.
@@ -116,7 +124,7 @@ impl Jobs {
 
     pub fn load(&self) -> Load {
         let state = self.state.lock();
-        let jobs = state.jobs.len();
+        let jobs = state.running();
         let slots_busy = jobs.min(usize::from(self.bounds.slots));
         Load {
             slots_busy: slots_busy as u16,
@@ -128,17 +136,7 @@ impl Jobs {
     /// Hands a job to the child.
     pub fn submit(self: &Arc<Self>, job: impl FnOnce(u64) -> Generate) -> Result<Generation, EngineError> {
         let mut state = self.state.lock();
-        match state.phase {
-            Phase::Running => {}
-            Phase::Restarting => return Err(EngineError::Died),
-            Phase::Closed => return Err(EngineError::ShuttingDown),
-        }
-        let jobs_max = self.bounds.jobs_max();
-        if state.jobs.len() >= jobs_max || state.outbox.len() >= jobs_max + OUTBOX_EXTRA {
-            return Err(EngineError::Busy);
-        }
-        let id = state.next_id;
-        state.next_id += 1;
+        let id = state.next_id(self.bounds.jobs_max())?;
         let job = job(id);
         // Room for every event that a job can have: the reader of the child's events never waits for a consumer.
         let tokens_max = job.completion_tokens_max.min(self.bounds.context_tokens) as usize;
@@ -151,9 +149,25 @@ impl Jobs {
         Ok(Generation { events, guard: CancelGuard::new(move || jobs.cancel(id)) })
     }
 
+    /// Hands texts to the child of an embedding model; dropping the guard cancels.
+    pub fn submit_embed(
+        self: &Arc<Self>,
+        job: impl FnOnce(u64) -> Embed,
+    ) -> Result<(oneshot::Receiver<Embedded>, CancelGuard), EngineError> {
+        let mut state = self.state.lock();
+        let id = state.next_id(self.bounds.jobs_max())?;
+        let (sender, vectors) = oneshot::channel();
+        state.embeddings.insert(id, sender);
+        state.outbox.push_back((Some(id), ipc::frame(&ToEngine::Embed(Box::new(job(id))))));
+        drop(state);
+        self.outgoing.notify_one();
+        let jobs = self.clone();
+        Ok((vectors, CancelGuard::new(move || jobs.cancel(id))))
+    }
+
     fn cancel(&self, id: u64) {
         let mut state = self.state.lock();
-        if state.jobs.remove(&id).is_none() {
+        if state.jobs.remove(&id).is_none() && state.embeddings.remove(&id).is_none() {
             return;
         }
         state.send_cancel(id);
@@ -227,6 +241,25 @@ impl Jobs {
 }
 
 impl State {
+    fn running(&self) -> usize {
+        self.jobs.len() + self.embeddings.len()
+    }
+
+    /// The id of one more job, where there is room for it.
+    fn next_id(&mut self, jobs_max: usize) -> Result<u64, EngineError> {
+        match self.phase {
+            Phase::Running => {}
+            Phase::Restarting => return Err(EngineError::Died),
+            Phase::Closed => return Err(EngineError::ShuttingDown),
+        }
+        if self.running() >= jobs_max || self.outbox.len() >= jobs_max + OUTBOX_EXTRA {
+            return Err(EngineError::Busy);
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        Ok(id)
+    }
+
     /// A job that the child never heard of needs no cancel.
     fn send_cancel(&mut self, id: u64) {
         let before = self.outbox.len();
@@ -237,11 +270,22 @@ impl State {
     }
 
     fn pass_on(&mut self, JobEvent { id, progress }: JobEvent) -> Result<(), &'static str> {
+        if let Some(vectors) = self.embeddings.remove(&id) {
+            let result = match progress {
+                Progress::Embedded(vectors) => Ok(vectors),
+                Progress::Invalid(why) => Err(EngineError::Invalid(why)),
+                _ => return Err("it answers texts with tokens"),
+            };
+            // Nobody waits any more: no harm.
+            let _ = vectors.send(result);
+            return Ok(());
+        }
         let Some(events) = self.jobs.get(&id) else { return Ok(()) };
         let (event, last) = match progress {
             Progress::Queued(before) => (Event::Queued(before), false),
             Progress::Token(token) => (Event::Tokens(vec![token]), false),
             Progress::Finished(finish, usage) => (Event::Finished(finish, usage), true),
+            Progress::Embedded(_) => return Err("it answers a prompt with vectors"),
             Progress::Invalid(why) => (Event::Failed(EngineError::Invalid(why)), true),
         };
         let sent = events.try_send(event);

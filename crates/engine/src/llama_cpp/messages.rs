@@ -17,6 +17,8 @@ pub enum ToEngine {
     /// The first message, once.
     Load(Box<Load>),
     Generate(Box<Generate>),
+    /// For an embedding model, in place of `Generate`.
+    Embed(Box<Embed>),
     Cancel {
         id: u64,
     },
@@ -70,6 +72,8 @@ pub struct Ready {
     pub slots: u16,
     pub context_tokens: u32,
     pub vocabulary_size: u32,
+    /// Numbers of a vector, where the model makes embeddings.
+    pub embedding_width: Option<u32>,
     pub weight_bytes: u64,
     pub kv_bytes: u64,
     /// What confines the child, for people.
@@ -99,6 +103,12 @@ pub struct Generate {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Embed {
+    pub id: u64,
+    pub texts: Vec<Vec<Token>>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JobEvent {
     pub id: u64,
     pub progress: Progress,
@@ -109,6 +119,8 @@ pub enum Progress {
     Queued(u32),
     Token(TokenOut),
     Finished(Finish, Usage),
+    /// A vector of length 1 for each text: the end of an `Embed`.
+    Embedded(Vec<Vec<f32>>),
     /// The request itself is at fault: its grammar.
     Invalid(String),
 }

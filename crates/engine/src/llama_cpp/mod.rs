@@ -1,12 +1,14 @@
 //! The embedded engine: llama.cpp in a supervised, sandboxed child process of the same binary.
 //!
 //! On the node's side: [`EmbeddedEngine`] (the [`Engine`] trait), `supervisor` (the child's life), `jobs` (what runs),
-//! `measured` (the cache of self-test results). In the child: `child` (the step loop), `pace` (how many threads), `grammars`,
+//! `measured` (the cache of self-test results). In the child: `child` (the step loop), `encoder` (the same for
+//! embedding models), `pace` (how many threads), `grammars`,
 //! `self_test`, `budget`, `ffi`. `speeds` is known to both.
 
 mod budget;
 mod child;
 mod config;
+mod encoder;
 pub(crate) mod ffi;
 mod grammars;
 mod jobs;
@@ -23,6 +25,7 @@ use async_trait::async_trait;
 use opengrid_protocol::{
     beacon::{Class, Features},
     limits::{COMPLETION_TOKENS_MAX, GRAMMAR_BYTES_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX},
+    session::{Token, check_texts as check_embed},
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -33,10 +36,12 @@ pub use config::{EmbeddedConfig, Mode};
 
 use self::{
     jobs::{Bounds, Jobs},
-    messages::{Generate, Ready},
+    messages::{Embed, Generate, Ready},
     supervisor::Supervisor,
 };
-use crate::{Capabilities, Engine, EngineError, GenerateRequest, Generation, Load, sandbox::SandboxProbe};
+use crate::{
+    Capabilities, EmbedRequest, Engine, EngineError, GenerateRequest, Generation, Load, sandbox::SandboxProbe,
+};
 
 /// Version of the llama-cpp-sys-2 crate, which vendors llama.cpp.
 const LLAMA_CPP: &str = "0.1.161";
@@ -45,6 +50,7 @@ const LLAMA_CPP: &str = "0.1.161";
 pub struct EmbeddedEngine {
     capabilities: Capabilities,
     vocabulary_size: u32,
+    embedding_width: Option<u32>,
     jobs: Arc<Jobs>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
     stop: DropGuard,
@@ -74,6 +80,7 @@ impl EmbeddedEngine {
         Ok(Arc::new(Self {
             capabilities,
             vocabulary_size: ready.vocabulary_size,
+            embedding_width: ready.embedding_width,
             jobs,
             supervisor: Mutex::new(Some(task)),
             stop: stop.drop_guard(),
@@ -100,6 +107,7 @@ impl EmbeddedEngine {
     fn check(&self, request: &GenerateRequest) -> Result<(), EngineError> {
         let known = |tokens: &[u32]| tokens.iter().all(|token| *token < self.vocabulary_size);
         let rules = [
+            (self.embedding_width.is_none(), "this model makes embeddings, no text"),
             (!request.tokens.is_empty(), "at least one token is needed"),
             (request.tokens.len() <= PROMPT_TOKENS_MAX, "too many tokens"),
             (known(&request.tokens), "a token lies outside the vocabulary"),
@@ -122,6 +130,22 @@ impl EmbeddedEngine {
             return Err(EngineError::ContextTooSmall { needed, context_tokens });
         }
         Ok(())
+    }
+
+    /// The width of the vectors of texts that can be embedded.
+    fn check_texts(&self, texts: &[Vec<Token>]) -> Result<usize, EngineError> {
+        let invalid = |why: &str| EngineError::Invalid(why.to_owned());
+        let width = self.embedding_width.ok_or_else(|| invalid("this model makes no embeddings"))?;
+        check_embed(texts).map_err(|error| EngineError::Invalid(error.to_string()))?;
+        if texts.iter().flatten().any(|token| *token >= self.vocabulary_size) {
+            return Err(invalid("a token lies outside the vocabulary"));
+        }
+        let (needed, context_tokens) =
+            (texts.iter().map(Vec::len).max().unwrap_or(0), self.capabilities.context_tokens);
+        match u32::try_from(needed) {
+            Ok(needed) if needed <= context_tokens => Ok(width as usize),
+            needed => Err(EngineError::ContextTooSmall { needed: needed.unwrap_or(u32::MAX), context_tokens }),
+        }
     }
 }
 
@@ -167,6 +191,16 @@ impl Engine for EmbeddedEngine {
         })
     }
 
+    async fn embed(&self, request: EmbedRequest) -> Result<Vec<Vec<f32>>, EngineError> {
+        let width = self.check_texts(&request.texts)?;
+        let count = request.texts.len();
+        let (vectors, _guard) = self.jobs.submit_embed(|id| Embed { id, texts: request.texts })?;
+        let vectors = vectors.await.map_err(|_| EngineError::Died)??;
+        // The child parsed a stranger's file: it is believed no more than a peer.
+        let sound = |vector: &Vec<f32>| vector.len() == width && vector.iter().all(|value| value.is_finite());
+        if vectors.len() == count && vectors.iter().all(sound) { Ok(vectors) } else { Err(EngineError::Died) }
+    }
+
     async fn shutdown(&self) {
         self.jobs.close();
         self.stop.token().cancel();
@@ -182,7 +216,7 @@ fn capabilities(config: &EmbeddedConfig, ready: &Ready) -> Capabilities {
     let kind = if matches!(ready.measured.class, Class::Exact(_)) { "exact" } else { "approximate" };
     Capabilities {
         class: ready.measured.class,
-        features: Features::EMBEDDED,
+        features: if ready.embedding_width.is_some() { Features::EMBED } else { Features::EMBEDDED },
         context_tokens: ready.context_tokens,
         slots: ready.slots,
         queue_max: config.queue_max,
