@@ -214,6 +214,23 @@ impl Model {
         Some([self.known(prefix)?, self.known(suffix)?, self.known(middle)?])
     }
 
+    /// What ends a text in an encoder.
+    pub fn sep(&self) -> Option<Token> {
+        // SAFETY: reads a field of a live vocabulary.
+        self.known(unsafe { sys::llama_vocab_sep(self.vocab()) })
+    }
+
+    /// Whether the tokenizer is BERT's.
+    pub fn is_wordpiece(&self) -> bool {
+        // SAFETY: reads a field of a live vocabulary.
+        unsafe { sys::llama_vocab_type(self.vocab()) == sys::LLAMA_VOCAB_TYPE_WPM }
+    }
+
+    pub fn is_control(&self, token: Token) -> bool {
+        // SAFETY: the index lies within the vocabulary.
+        self.index(token).is_some_and(|token| unsafe { sys::llama_vocab_is_control(self.vocab(), token) })
+    }
+
     pub fn adds_bos(&self) -> bool {
         // SAFETY: reads a field of a live vocabulary.
         unsafe { sys::llama_vocab_get_add_bos(self.vocab()) }

@@ -6,9 +6,12 @@ use std::{
     path::Path,
 };
 
+use opengrid_protocol::session::Token;
+
 use super::{
     VOCABULARY_TOKENS_MAX, VocabularyInfo,
     messages::{FromTokenizer, Loaded, Pieces, ToTokenizer},
+    wordpiece::{Normalising, WordPiece},
 };
 use crate::{
     ipc,
@@ -31,10 +34,43 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
         }
         Err(why) => return ipc::write(&mut output, &FromTokenizer::Failed(why)),
     };
-    serve(&model, &mut input, &mut output)
+    serve(&Tokenizer { wordpiece: wordpiece(&model), model }, &mut input, &mut output)
 }
 
-fn serve(model: &Model, input: &mut Stdin, output: &mut File) -> io::Result<()> {
+/// llama.cpp's, but for models of BERT's kind.
+struct Tokenizer {
+    model: Model,
+    wordpiece: Option<WordPiece>,
+}
+
+impl Tokenizer {
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, String> {
+        match &self.wordpiece {
+            Some(wordpiece) if !parse_special => {
+                let (first, last) = if add_special { (self.model.bos(), self.model.sep()) } else { (None, None) };
+                Ok(first.into_iter().chain(wordpiece.tokenize(text)).chain(last).collect())
+            }
+            _ => self.model.tokenize(text, add_special, parse_special),
+        }
+    }
+}
+
+fn wordpiece(model: &Model) -> Option<WordPiece> {
+    /// llama.cpp's default for such files.
+    const UNKNOWN: Token = 100;
+    if !model.is_wordpiece() {
+        return None;
+    }
+    let flag = |name: &str| Some(model.metadata(&format!("tokenizer.ggml.normalizer.{name}"))? == "true");
+    let lowercase = flag("lowercase").unwrap_or(true);
+    let normalising = Normalising { lowercase, strip_accents: flag("strip_accents").unwrap_or(lowercase) };
+    let ordinary = (0..model.vocabulary_size()).filter(|token| !model.is_control(*token));
+    let tokens = ordinary.filter_map(|token| Some((token, model.token_text(token)?)));
+    let unknown = model.metadata("tokenizer.ggml.unknown_token_id").and_then(|id| id.parse().ok());
+    Some(WordPiece::new(tokens, unknown.unwrap_or(UNKNOWN), normalising))
+}
+
+fn serve(tokenizer: &Tokenizer, input: &mut Stdin, output: &mut File) -> io::Result<()> {
     loop {
         let message = match ipc::read(input, ipc::TO_CHILD_BYTES_MAX) {
             Ok(message) => message,
@@ -44,7 +80,7 @@ fn serve(model: &Model, input: &mut Stdin, output: &mut File) -> io::Result<()> 
         let ToTokenizer::Tokenize { text, add_special, parse_special } = message else {
             return Err(io::Error::other("a second Load"));
         };
-        let answer = match model.tokenize(&text, add_special, parse_special) {
+        let answer = match tokenizer.tokenize(&text, add_special, parse_special) {
             Ok(tokens) => FromTokenizer::Tokens(tokens),
             Err(why) => FromTokenizer::Failed(why),
         };

@@ -3,6 +3,7 @@
 
 mod child;
 mod messages;
+mod wordpiece;
 
 use std::{io, path::PathBuf, time::Duration};
 
