@@ -1,7 +1,7 @@
 use opengrid_protocol::{
     codec,
     content::{ContentRequest, ContentResponse},
-    limits::{FRAME_BYTES_MAX, LOGIT_BIAS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX},
+    limits::{EMBED_TEXTS_MAX, FRAME_BYTES_MAX, LOGIT_BIAS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX},
     session::{ToGateway, ToWorker},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -11,17 +11,21 @@ use serde::{Serialize, de::DeserializeOwned};
 pub fn session_messages(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
     match kind % 4 {
-        0 => {
-            if let Some(ToWorker::Open(open)) = decode::<ToWorker>(bytes)
-                && open.check().is_ok()
-            {
+        0 => match decode::<ToWorker>(bytes) {
+            Some(ToWorker::Open(open)) if open.check().is_ok() => {
                 assert!((1..=PROMPT_TOKENS_MAX).contains(&open.tokens.len()));
                 assert!((1..=open.tokens.len()).contains(&(open.prompt_tokens as usize)));
                 assert!(open.stop_tokens.len() <= STOP_TOKENS_MAX);
                 assert!(open.sampling.logit_bias.len() <= LOGIT_BIAS_MAX);
                 assert!(open.sampling.temperature.is_finite() && open.sampling.repeat_penalty > 0.0);
             }
-        }
+            Some(ToWorker::Embed(embed)) if embed.check().is_ok() => {
+                assert!((1..=EMBED_TEXTS_MAX).contains(&embed.texts.len()));
+                assert!((1..=PROMPT_TOKENS_MAX).contains(&embed.texts.concat().len()));
+                assert!(embed.texts.iter().all(|text| !text.is_empty()));
+            }
+            _ => {}
+        },
         1 => drop(decode::<ToGateway>(bytes)),
         2 => drop(decode::<ContentRequest>(bytes)),
         _ => drop(decode::<ContentResponse>(bytes)),

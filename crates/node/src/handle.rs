@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use opengrid_models::download::Progress;
+use opengrid_models::{catalogue::Task, download::Progress};
 use opengrid_protocol::{
     ModelRoot, NodeId, Sampling, SessionId,
     beacon::Features,
@@ -36,6 +36,13 @@ pub trait GridHandle: Send + Sync {
     /// # Errors
     /// At once when nobody can take it.
     async fn generate(&self, job: Job) -> Result<Answer, GridError>;
+
+    /// Turns texts into vectors, on as many workers as are worth it. Dropping the future cancels it. Worker deaths are
+    /// survived inside.
+    ///
+    /// # Errors
+    /// [`GridError::ContextOverflow`] with the longest text; the first part that nobody could do otherwise.
+    async fn embed(&self, job: EmbedJob) -> Result<Embeddings, GridError>;
 
     /// Dials the node of an invite and remembers it.
     ///
@@ -91,6 +98,9 @@ pub trait TextModel: Send + Sync {
 
     /// Tokens that the model was trained to hold; workers may hold fewer.
     fn trained_context(&self) -> u32;
+
+    /// Numbers of a vector, where the model makes embeddings.
+    fn embedding_width(&self) -> u32;
 }
 
 /// One answer to compute.
@@ -126,6 +136,24 @@ impl Job {
         let wanted = wants.iter().filter(|(wanted, _)| *wanted);
         wanted.fold(Features::GENERATE, |all, (_, feature)| all.with(*feature))
     }
+}
+
+/// Texts to embed.
+#[derive(Clone, Debug)]
+pub struct EmbedJob {
+    pub model: String,
+    /// Whole, with the special tokens that the model wants around them; none is empty.
+    pub texts: Vec<Vec<Token>>,
+    /// [`TextModel::embedding_width`]: a worker that answers with other vectors is caught.
+    pub width: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// One of length 1 for each text, in their order.
+    pub vectors: Vec<Vec<f32>>,
+    /// Who computed them, each once, in the order of the texts.
+    pub workers: Vec<NodeId>,
 }
 
 /// A running answer. Drop it to cancel.
@@ -265,6 +293,8 @@ pub struct ModelRow {
     pub licence: String,
     /// `tiny`, `small`, `medium` or `large`.
     pub class: String,
+    /// `generation` or `embedding`.
+    pub task: Task,
     /// Live workers, ourselves included.
     pub workers: usize,
     /// The file is in this node's store.

@@ -6,6 +6,7 @@ use opengrid_engine::{EmbeddedConfig, EmbeddedEngine, FakeConfig, FakeEngine, Sh
 use opengrid_host::{HostProfile, ModelNeeds, OwnerLimits, Plan, Probe, role_by_speed};
 use opengrid_models::{
     Catalogue, ModelEntry,
+    catalogue::Task,
     download::{Phase, Progress, ProgressSink},
     gguf,
 };
@@ -175,6 +176,8 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
     }
     if let EngineKind::Fake { tokens_per_s, slots } = settings.kind {
         let vocabulary_size = u32::try_from(info.tokens).unwrap_or(u32::MAX);
+        let is_encoder = info.task == Task::Embedding;
+        let embedding_width = is_encoder.then(|| u32::try_from(info.embedding_length).unwrap_or(u32::MAX));
         let config = FakeConfig {
             tokens_per_s,
             prefill_tokens_per_s: tokens_per_s * FAKE_PREFILL,
@@ -182,6 +185,7 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
             queue_max: settings.queue_max,
             context_tokens: trained_context,
             vocabulary_size,
+            embedding_width,
         };
         return Ok(FakeEngine::new(config));
     }

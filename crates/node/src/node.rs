@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt, stream};
 use opengrid_models::{Catalogue, Fetcher, ModelEntry, Store};
 use opengrid_network::{Network, PeerInfo};
 use opengrid_protocol::{ModelRoot, NodeId, SessionId, limits::COMPLETION_TOKENS_MAX};
@@ -23,7 +24,8 @@ use crate::{
     config::NodeConfig,
     content::GridContent,
     handle::{
-        Answer, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerModel, PeerRow, PullEvent, Status, TextModel,
+        Answer, EmbedJob, Embeddings, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerModel, PeerRow, PullEvent,
+        Status, TextModel,
     },
     identity::HomeLock,
     metrics::Metrics,
@@ -31,7 +33,10 @@ use crate::{
     pull::{self, PULLS_MAX, Pull},
     runtime::Runtime,
     serving::{Serving, class_text},
-    session::answer::AnswerTask,
+    session::{
+        answer::AnswerTask,
+        embed::{self, EmbedTask},
+    },
     skew::Skew,
     text::NodeText,
     texts::Texts,
@@ -41,6 +46,8 @@ use crate::{
 const ANSWER_EVENTS_MAX: usize = 1_024;
 /// Answers at once, as many as a gateway has connections; more are refused.
 const ANSWERS_MAX: usize = 16_384;
+/// Sessions at once into which one list of texts is cut.
+const EMBED_SESSIONS_AT_ONCE: usize = 8;
 const RETRY_AFTER_S: u32 = 2;
 /// Room for an answer that makes a worker's context large enough for a request without `max_tokens`.
 const ROOM_TOKENS: u32 = 1_024;
@@ -131,6 +138,15 @@ impl Node {
         GridError::NoWorker { model: model.to_owned(), retry_after_s: RETRY_AFTER_S }
     }
 
+    /// One more answer, while the value lives.
+    fn count_answer(&self, model: &str) -> Result<AnswerCount, GridError> {
+        if self.answers.fetch_add(1, Ordering::Relaxed) >= ANSWERS_MAX as u64 {
+            self.answers.fetch_sub(1, Ordering::Relaxed);
+            return Err(Self::nobody(model));
+        }
+        Ok(AnswerCount(self.answers.clone()))
+    }
+
     /// How many tokens the answer may have, and that prompt and answer fit a live worker.
     fn completion_limit(&self, model: ModelRoot, job: &Job) -> Result<u32, GridError> {
         let contexts = self.placement.contexts(model);
@@ -156,6 +172,7 @@ impl Node {
             size_bytes: entry.file.size,
             licence: entry.licence.clone(),
             class: format!("{:?}", entry.class).to_lowercase(),
+            task: entry.task,
             workers: contexts.len(),
             local: self.store.contains(entry.root()),
             context_tokens: contexts.first().copied().unwrap_or(0),
@@ -234,11 +251,7 @@ impl GridHandle for Node {
     async fn generate(&self, job: Job) -> Result<Answer, GridError> {
         let model = self.entry(&job.model)?.root();
         let completion_tokens_max = self.completion_limit(model, &job)?;
-        if self.answers.fetch_add(1, Ordering::Relaxed) >= ANSWERS_MAX as u64 {
-            self.answers.fetch_sub(1, Ordering::Relaxed);
-            return Err(Self::nobody(&job.model));
-        }
-        let count = AnswerCount(self.answers.clone());
+        let count = self.count_answer(&job.model)?;
         let session = SessionId(rand::random());
         let (sender, events) = mpsc::channel(ANSWER_EVENTS_MAX);
         let (accepted, first) = oneshot::channel();
@@ -259,6 +272,31 @@ impl GridHandle for Node {
         // If the caller gives up here, `events` is dropped with this future and the task ends.
         let worker = first.await.map_err(|_| GridError::Internal("the node is shutting down".into()))??;
         Ok(Answer { session, worker, events })
+    }
+
+    async fn embed(&self, job: EmbedJob) -> Result<Embeddings, GridError> {
+        let model = self.entry(&job.model)?.root();
+        let limit = self.placement.contexts(model).last().copied().ok_or_else(|| Self::nobody(&job.model))?;
+        let longest = u32::try_from(job.texts.iter().map(Vec::len).max().unwrap_or(0)).unwrap_or(u32::MAX);
+        if longest > limit {
+            return Err(GridError::ContextOverflow { limit, needed: longest });
+        }
+        let _count = self.count_answer(&job.model)?;
+        let task = |texts| {
+            let (placement, model_id) = (self.placement.clone(), job.model.clone());
+            EmbedTask { placement, model, model_id, texts, width: job.width as usize }.run()
+        };
+        let parts = stream::iter(embed::sessions_of(job.texts)).map(task).buffered(EMBED_SESSIONS_AT_ONCE);
+        let stopped = || GridError::Internal("the node is shutting down".into());
+        let parts: Vec<_> = self.cancel.run_until_cancelled(parts.try_collect()).await.ok_or_else(stopped)??;
+        let mut embeddings = Embeddings { vectors: Vec::new(), workers: Vec::new() };
+        for (worker, vectors) in parts {
+            embeddings.vectors.extend(vectors);
+            if !embeddings.workers.contains(&worker) {
+                embeddings.workers.push(worker);
+            }
+        }
+        Ok(embeddings)
     }
 
     async fn join(&self, invite: &str) -> Result<(), String> {

@@ -14,6 +14,7 @@ use crate::handle::{GridError, TextModel};
 pub struct Headers {
     pub chat_template: Option<String>,
     pub trained_context: u32,
+    pub embedding_width: u32,
 }
 
 pub struct NodeText {
@@ -114,5 +115,9 @@ impl TextModel for NodeText {
 
     fn trained_context(&self) -> u32 {
         self.headers.trained_context
+    }
+
+    fn embedding_width(&self) -> u32 {
+        self.headers.embedding_width
     }
 }

@@ -106,5 +106,6 @@ async fn start(node: &Node, entry: &ModelEntry, fetching: &mut Fetching) -> Resu
 fn read_headers(path: &std::path::Path) -> Result<Headers, GgufFileError> {
     let info = read_info(path)?;
     let trained_context = u32::try_from(info.context_length).unwrap_or(u32::MAX);
-    Ok(Headers { chat_template: info.chat_template, trained_context })
+    let embedding_width = u32::try_from(info.embedding_length).unwrap_or(u32::MAX);
+    Ok(Headers { chat_template: info.chat_template, trained_context, embedding_width })
 }

@@ -7,20 +7,21 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Library, TestNode, VOCABULARY, collect, eventually, job, metric, workers};
-use opengrid_network::{Network, NetworkConfig, PeerAddress, PeerStream, Verdict};
+use common::{
+    Library, TestNode, VOCABULARY, collect,
+    crook::{Crook, sealed, send},
+    eventually, job, metric, workers,
+};
+use opengrid_network::PeerStream;
 use opengrid_node::handle::GridHandle;
 use opengrid_node::{
-    clock, invites,
-    session::{
-        KEY_PROTOCOL, SESSION_PROTOCOL,
-        wire::{read_frame, write_frame},
-    },
+    clock,
+    session::wire::{read_frame, write_frame},
 };
-use opengrid_privacy::sealing::{KeyRing, Sealer};
+use opengrid_privacy::sealing::KeyRing;
 use opengrid_protocol::{
-    ModelRoot, NodeId, SessionId, Signed,
-    beacon::{Beacon, Class, Features},
+    ModelRoot, NodeId, SessionId,
+    beacon::Features,
     codec,
     limits::FRAME_BYTES_MAX,
     session::{Finish, Refusal, ToGateway, ToWorker, TokenOut, Usage},
@@ -61,71 +62,12 @@ const CHEATS: [(Cheat, &str); 12] = [
     (Cheat::QueuedInMidAnswer, "WrongTokens"),
 ];
 
-/// A worker that claims to be very fast, answers five tokens and then cheats.
-struct Crook {
-    network: Network,
-    _events: tokio::sync::mpsc::Receiver<opengrid_network::NetworkEvent>,
-    tasks: tokio::task::JoinSet<()>,
-}
-
-impl Crook {
-    async fn start(gateway_invite: &str, model: ModelRoot, cheat: Cheat) -> Self {
-        let secret: [u8; 32] = rand::random();
-        let mut config = NetworkConfig::new(secret);
-        config.p2p_port = 0;
-        config.mdns = false;
-        config.upnp = false;
-        config.gossip_validator = Arc::new(|_| Verdict::Accept);
-        let (network, events) = Network::start(config).await.unwrap();
-        let keys = Arc::new(Mutex::new(KeyRing::new(secret, clock::now_ms())));
-        let mut tasks = tokio::task::JoinSet::new();
-        let mut key_streams = network.accept(KEY_PROTOCOL).unwrap();
-        let ring = keys.clone();
-        tasks.spawn(async move {
-            while let Some((_, mut stream)) = key_streams.next().await {
-                let key = ring.lock().current(clock::now_ms()).to_bytes();
-                write_frame(&mut stream, &key).await.unwrap();
-                stream.shutdown().await.unwrap();
-            }
-        });
-        let mut session_streams = network.accept(SESSION_PROTOCOL).unwrap();
-        tasks.spawn(async move {
-            while let Some((gateway, stream)) = session_streams.next().await {
-                tokio::spawn(cheat_one(gateway, stream, keys.clone(), cheat));
-            }
-        });
-        network.subscribe(model).await.unwrap();
-        let addresses: Vec<PeerAddress> = invites::addresses_of(gateway_invite, false).unwrap();
-        network.dial(addresses).await.unwrap();
-        let announcer = network.clone();
-        tasks.spawn(async move {
-            loop {
-                let _ = announcer.publish(model, Signed::seal(&boast(model), &secret).to_bytes()).await;
-                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-            }
-        });
-        Self { network, _events: events, tasks }
-    }
-}
-
-fn boast(model: ModelRoot) -> Beacon {
-    let now_ms = clock::now_ms();
-    Beacon {
-        model,
-        model_id: common::MODEL.into(),
-        class: Class::Approximate,
-        features: Features::EMBEDDED,
-        sequence: now_ms,
-        issued_ms: now_ms,
-        life_ms: 8_000,
-        context_tokens: 100_000,
-        slots: 1_000,
-        slots_busy: 0,
-        queued: 0,
-        decode_millitokens_per_s: u32::MAX,
-        prefill_millitokens_per_s: u32::MAX,
-        draining: false,
-    }
+/// Answers five tokens and then cheats.
+async fn crook(gateway_invite: &str, model: ModelRoot, cheat: Cheat) -> Crook {
+    let cheat = move |gateway, stream, keys| async move {
+        let _ = cheat_one(gateway, stream, keys, cheat).await;
+    };
+    Crook::start(gateway_invite, model, Features::EMBEDDED, cheat).await
 }
 
 async fn cheat_one(gateway: NodeId, mut stream: PeerStream, keys: Arc<Mutex<KeyRing>>, cheat: Cheat) -> Option<()> {
@@ -198,20 +140,12 @@ fn tokens(session: SessionId, from: u32, ids: &[u32]) -> ToGateway {
     ToGateway::Tokens { session, from, tokens: ids.iter().map(out).collect() }
 }
 
-fn sealed(sealer: &mut Sealer, message: &ToGateway) -> Vec<u8> {
-    sealer.seal(&codec::encode(message)).unwrap()
-}
-
-async fn send(stream: &mut PeerStream, sealer: &mut Sealer, message: &ToGateway) -> Option<()> {
-    write_frame(stream, &sealed(sealer, message)).await.ok()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_cheat_is_caught_and_the_answer_completes_elsewhere() {
     for (cheat, fault) in CHEATS {
         let library = Library::new();
         let gateway = TestNode::gateway(&library).await;
-        let mut crook = Crook::start(&gateway.node.invite(), library.root(), cheat).await;
+        let mut crook = crook(&gateway.node.invite(), library.root(), cheat).await;
         workers(&gateway.node, 1).await;
         let answer = gateway.node.generate(job(40)).await.unwrap();
         assert_eq!(answer.worker, crook.network.local(), "{cheat:?}");
@@ -241,7 +175,7 @@ async fn every_cheat_is_caught_and_the_answer_completes_elsewhere() {
 async fn one_worker_that_calls_a_request_invalid_is_not_believed() {
     let library = Library::new();
     let gateway = TestNode::gateway(&library).await;
-    let crook = Crook::start(&gateway.node.invite(), library.root(), Cheat::CallsInvalid).await;
+    let crook = crook(&gateway.node.invite(), library.root(), Cheat::CallsInvalid).await;
     workers(&gateway.node, 1).await;
     let alone = gateway.node.generate(job(5)).await.unwrap_err();
     assert!(matches!(alone, opengrid_node::handle::GridError::NoWorker { .. }), "{alone:?}");

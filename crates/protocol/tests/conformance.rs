@@ -12,7 +12,7 @@ use opengrid_protocol::{
     frame,
     invite::Invite,
     sealing_key::SealingKey,
-    session::{Finish, Open, Refusal, Tier, ToGateway, ToWorker, TokenOut, Usage},
+    session::{Embed, Finish, Open, Refusal, Tier, ToGateway, ToWorker, TokenOut, Usage},
 };
 
 const HEADER: &str =
@@ -82,6 +82,8 @@ fn sessions(snapshot: &mut Snapshot) {
     snapshot.value("to_worker.open", &ToWorker::Open(Box::new(open)));
     snapshot.value("to_worker.open.greedy", &ToWorker::Open(Box::new(plain)));
     snapshot.value("to_worker.cancel", &ToWorker::Cancel { session });
+    let embed = Embed { session, model, texts: vec![vec![101, 7_592, 102], vec![101, 102]] };
+    snapshot.value("to_worker.embed", &ToWorker::Embed(Box::new(embed)));
     snapshot.value("to_gateway.accepted", &ToGateway::Accepted { session, queued: 3 });
     let tokens = vec![
         TokenOut { token: 200, logprob: None, top: vec![] },
@@ -103,6 +105,8 @@ fn sessions(snapshot: &mut Snapshot) {
         snapshot.value(&format!("to_gateway.refused.{name}"), &ToGateway::Refused { session, why });
     }
     snapshot.value("to_gateway.heartbeat", &ToGateway::Heartbeat);
+    let vectors = vec![vec![0.6, -0.8], vec![1.0, 0.0]];
+    snapshot.value("to_gateway.embedded", &ToGateway::Embedded { session, vectors });
 }
 
 fn records(snapshot: &mut Snapshot) {

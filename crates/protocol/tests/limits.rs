@@ -7,7 +7,7 @@ use opengrid_protocol::{
     codec::{self, DecodeError},
     limits::*,
     sealing_key::{SealingKey, XWING_PUBLIC_BYTES},
-    session::{Open, ToWorker},
+    session::{Embed, Open, ToGateway, ToWorker},
 };
 
 /// What `change` makes of a good value is refused, for a reason that says so.
@@ -64,6 +64,33 @@ fn sessions() {
     check(|open| open.stop_tokens.push(1), "stop tokens");
     check(|open| open.top_logprobs = Some(TOP_LOGPROBS_MAX + 1), "top_logprobs");
     check(|open| open.sampling.temperature = -1.0, "temperature");
+}
+
+fn embed() -> Embed {
+    let mut texts = vec![vec![7; 1]; EMBED_TEXTS_MAX];
+    texts[0] = vec![7; PROMPT_TOKENS_MAX - EMBED_TEXTS_MAX + 1];
+    Embed { session: SessionId(1), model: ModelRoot([0; 32]), texts }
+}
+
+#[test]
+fn texts() {
+    let check = |change: fn(&mut Embed), reason: &str| refused(&embed(), Embed::check, change, reason);
+    check(|embed| embed.texts.clear(), "no texts");
+    check(|embed| embed.texts.push(vec![1]), "too many");
+    check(|embed| embed.texts[3].clear(), "at least one token");
+    check(|embed| embed.texts[3].push(1), "too many tokens");
+}
+
+#[test]
+fn the_largest_texts_and_vectors_fit_a_frame() {
+    let mut largest = embed();
+    largest.texts.iter_mut().flatten().for_each(|token| *token = u32::MAX);
+    let vectors = vec![vec![f32::MAX; EMBEDDING_WIDTH_MAX as usize]; EMBED_TEXTS_MAX];
+    let texts = codec::encode(&ToWorker::Embed(Box::new(largest)));
+    let vectors = codec::encode(&ToGateway::Embedded { session: SessionId(u64::MAX), vectors });
+    for bytes in [texts, vectors] {
+        assert!(bytes.len() < FRAME_BYTES_MAX * 9 / 10, "{} bytes leave no room for sealing", bytes.len());
+    }
 }
 
 #[test]

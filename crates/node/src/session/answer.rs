@@ -308,6 +308,10 @@ impl AnswerTask {
                     return self.finish(finish, usage, progress).await;
                 }
                 ToGateway::Refused { why, .. } => return self.refused(lease.worker, why, progress),
+                ToGateway::Embedded { .. } => {
+                    self.placement.report(lease.worker, Fault::WrongTokens);
+                    return Attempt::Failed { busy: false };
+                }
                 ToGateway::Heartbeat => {}
             }
         }
@@ -379,7 +383,7 @@ impl AnswerTask {
 }
 
 /// A stranger's words, fit to be shown.
-fn shortened(why: &str) -> String {
+pub(super) fn shortened(why: &str) -> String {
     why.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 

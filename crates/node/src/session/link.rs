@@ -8,7 +8,7 @@ use std::{
 use opengrid_protocol::{
     SessionId,
     limits::SESSIONS_PER_CHANNEL_MAX,
-    session::{Open, ToGateway, ToWorker},
+    session::{Embed, Open, ToGateway, ToWorker},
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -58,10 +58,21 @@ impl Link {
     /// # Errors
     /// See [`LinkError`].
     pub async fn open(&self, open: Open) -> Result<LinkSession, LinkError> {
-        let session = open.session;
+        self.begin(open.session, ToWorker::Open(Box::new(open))).await
+    }
+
+    /// Opens a session of texts.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn embed(&self, embed: Embed) -> Result<LinkSession, LinkError> {
+        self.begin(embed.session, ToWorker::Embed(Box::new(embed))).await
+    }
+
+    async fn begin(&self, session: SessionId, opening: ToWorker) -> Result<LinkSession, LinkError> {
         let messages = self.routes.register(session)?;
         let opened = LinkSession { session, messages, link: self.clone() };
-        self.to_worker.send(ToWorker::Open(Box::new(open))).await.map_err(|_| LinkError::Closed)?;
+        self.to_worker.send(opening).await.map_err(|_| LinkError::Closed)?;
         Ok(opened)
     }
 
@@ -133,7 +144,9 @@ impl Routes {
         let (session, is_last) = match &message {
             ToGateway::Heartbeat => return Ok(()),
             ToGateway::Accepted { session, .. } | ToGateway::Tokens { session, .. } => (*session, false),
-            ToGateway::Finished { session, .. } | ToGateway::Refused { session, .. } => (*session, true),
+            ToGateway::Finished { session, .. }
+            | ToGateway::Refused { session, .. }
+            | ToGateway::Embedded { session, .. } => (*session, true),
         };
         let mut state = self.state.lock();
         let Some(route) = state.open.get(&session) else {

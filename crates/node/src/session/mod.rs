@@ -1,9 +1,11 @@
 //! Sealed sessions between a gateway and a worker.
 //!
 //! [`link`] is the gateway's end of one channel, [`server`] the worker's; [`sealed`] joins the two over a stream,
-//! and a node that is both joins them in memory. [`answer`] keeps one answer alive over the death of its workers.
+//! and a node that is both joins them in memory. [`answer`] keeps one answer alive over the death of its workers,
+//! [`embed`] gets texts embedded in spite of it.
 
 pub mod answer;
+pub mod embed;
 pub mod link;
 pub mod links;
 pub mod sealed;
@@ -30,6 +32,8 @@ pub enum Fault {
     ForeignSession,
     #[error("tokens or places in the queue out of order, or more than asked for")]
     WrongTokens,
+    #[error("vectors of another number or length than asked for")]
+    WrongVectors,
     #[error("a signed record that does not hold")]
     BadRecord,
     #[error("a sealed channel that was opened before")]

@@ -2,11 +2,13 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use opengrid_engine::{EngineError, Event, GenerateRequest, Generation, SharedEngine};
+use opengrid_engine::{EmbedRequest, EngineError, Event, GenerateRequest, Generation, SharedEngine};
 use opengrid_protocol::{
     ModelRoot, NodeId, SessionId,
+    beacon::Features,
+    codec::DecodeError,
     limits::{CHANNEL_IDLE_MS, HEARTBEAT_MS, SESSIONS_PER_CHANNEL_MAX},
-    session::{Open, Refusal, ToGateway, ToWorker},
+    session::{Embed, Open, Refusal, ToGateway, ToWorker},
 };
 use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -53,13 +55,23 @@ pub async fn serve(
                 }
                 Some(ToWorker::Open(open)) => {
                     let session = open.session;
-                    if let Err(why) = admit(&open, &cancels) {
-                        let _ = outbound.try_send(ToGateway::Refused { session, why });
-                        continue;
+                    match admit(session, open.check(), &mut cancels) {
+                        Err(why) => drop(outbound.try_send(ToGateway::Refused { session, why })),
+                        Ok(cancel) => {
+                            let work = generate(client, *open, outbound.clone(), backend.clone());
+                            running.spawn(run_session(session, work, backend.clone(), cancel));
+                        }
                     }
-                    let cancel = CancellationToken::new();
-                    cancels.insert(session, cancel.clone());
-                    running.spawn(run_session(client, *open, outbound.clone(), backend.clone(), cancel));
+                }
+                Some(ToWorker::Embed(embed)) => {
+                    let session = embed.session;
+                    match admit(session, embed.check(), &mut cancels) {
+                        Err(why) => drop(outbound.try_send(ToGateway::Refused { session, why })),
+                        Ok(cancel) => {
+                            let work = self::embed(*embed, outbound.clone(), backend.clone());
+                            running.spawn(run_session(session, work, backend.clone(), cancel));
+                        }
+                    }
                 }
             },
             Some(ended) = running.join_next() => {
@@ -77,39 +89,69 @@ pub async fn serve(
     }
 }
 
-fn admit(open: &Open, cancels: &HashMap<SessionId, CancellationToken>) -> Result<(), Refusal> {
-    open.check().map_err(|error| Refusal::Invalid(error.to_string()))?;
-    if cancels.contains_key(&open.session) {
+/// What cancels the session.
+fn admit(
+    session: SessionId,
+    checked: Result<(), DecodeError>,
+    cancels: &mut HashMap<SessionId, CancellationToken>,
+) -> Result<CancellationToken, Refusal> {
+    checked.map_err(|error| Refusal::Invalid(error.to_string()))?;
+    if cancels.contains_key(&session) {
         return Err(Refusal::Invalid("this session id is in use".into()));
     }
     if cancels.len() >= SESSIONS_PER_CHANNEL_MAX {
         return Err(Refusal::Busy);
     }
-    Ok(())
+    let cancel = CancellationToken::new();
+    cancels.insert(session, cancel.clone());
+    Ok(cancel)
 }
 
 async fn run_session(
-    client: NodeId,
-    open: Open,
-    outbound: mpsc::Sender<ToGateway>,
+    session: SessionId,
+    work: impl Future<Output = ()>,
     backend: SharedBackend,
     cancel: CancellationToken,
 ) -> SessionId {
-    let session = open.session;
     backend.load_changed();
-    let work = async {
-        let answered = open.tokens.len() as u32 - open.prompt_tokens;
-        match start(client, open, &backend).await {
-            Err(why) => drop(outbound.send(ToGateway::Refused { session, why }).await),
-            Ok(generation) => forward(session, answered, generation, &outbound, &backend).await,
-        }
-    };
     tokio::select! {
         () = work => {}
         () = cancel.cancelled() => {}
     }
     backend.load_changed();
     session
+}
+
+async fn generate(client: NodeId, open: Open, outbound: mpsc::Sender<ToGateway>, backend: SharedBackend) {
+    let session = open.session;
+    let answered = open.tokens.len() as u32 - open.prompt_tokens;
+    match start(client, open, &backend).await {
+        Err(why) => drop(outbound.send(ToGateway::Refused { session, why }).await),
+        Ok(generation) => forward(session, answered, generation, &outbound, &backend).await,
+    }
+}
+
+/// The gateway hears nothing between acceptance and vectors but heartbeats.
+async fn embed(embed: Embed, outbound: mpsc::Sender<ToGateway>, backend: SharedBackend) {
+    let Embed { session, model, texts } = embed;
+    let engine = backend.engine(model).and_then(|engine| match engine.capabilities().features {
+        features if features.contains(Features::EMBED) => Ok(engine),
+        _ => Err(Refusal::Invalid("this model makes no embeddings".into())),
+    });
+    let answer = match engine {
+        Err(why) => ToGateway::Refused { session, why },
+        Ok(engine) => {
+            if outbound.send(ToGateway::Accepted { session, queued: 0 }).await.is_err() {
+                return;
+            }
+            match engine.embed(EmbedRequest { texts }).await {
+                Ok(vectors) => ToGateway::Embedded { session, vectors },
+                Err(error) => ToGateway::Refused { session, why: refusal(error) },
+            }
+        }
+    };
+    // A gateway that is gone needs no answer.
+    let _ = outbound.send(answer).await;
 }
 
 async fn start(client: NodeId, open: Open, backend: &SharedBackend) -> Result<Generation, Refusal> {

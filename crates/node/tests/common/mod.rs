@@ -1,12 +1,14 @@
 //! Real nodes in this process: real sockets, real sealing, `fake` engines.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod crook;
+
 use std::{path::Path, sync::Arc, time::Duration};
 
 use opengrid_models::{
     Catalogue, ModelEntry, Store,
-    catalogue::{FileEntry, SizeClass, Task, TemplateSource},
-    test_support::TinyModel,
+    catalogue::{FileEntry, SizeClass, TemplateSource},
+    test_support::{TinyBert, TinyModel},
 };
 use opengrid_node::{
     Node, NodeConfig,
@@ -26,17 +28,26 @@ pub struct Library {
 
 impl Library {
     pub fn new() -> Self {
+        Self::of(&TinyModel::of_size(5, 3 << 20).to_bytes(), u64::from(VOCABULARY))
+    }
+
+    /// With an embedding model in place of one that generates.
+    pub fn of_encoder() -> Self {
+        Self::of(&TinyBert::new(5).to_gguf(), 57)
+    }
+
+    fn of(bytes: &[u8], vocabulary: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tiny.gguf");
-        std::fs::write(&file, TinyModel::of_size(5, 3 << 20).to_bytes()).unwrap();
+        std::fs::write(&file, bytes).unwrap();
         let added = Store::open(&dir.path().join("models")).unwrap().add_file(&file, &mut |_, _| {}).unwrap();
-        assert_eq!(added.info.tokens, u64::from(VOCABULARY));
+        assert_eq!(added.info.tokens, vocabulary);
         let entry = ModelEntry {
             id: MODEL.into(),
             name: "tiny".into(),
             licence: "MIT".into(),
             class: SizeClass::Tiny,
-            task: Task::Generation,
+            task: added.info.task,
             context: 256,
             created: 1,
             template: TemplateSource::Gguf,

@@ -7,7 +7,7 @@ use opengrid_protocol::{
     content::{ContentRequest, ContentResponse, Manifest},
     invite::Invite,
     sealing_key::SealingKey,
-    session::{Finish, Open, Refusal, Tier, ToGateway, ToWorker, Token, TokenOut, Usage},
+    session::{Embed, Finish, Open, Refusal, Tier, ToGateway, ToWorker, Token, TokenOut, Usage},
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -70,6 +70,8 @@ pub fn to_worker() -> impl Strategy<Value = ToWorker> {
     prop_oneof![
         open().prop_map(|open| ToWorker::Open(Box::new(open))),
         session().prop_map(|session| ToWorker::Cancel { session }),
+        (session(), root(), vec(vec(any::<Token>(), 0..10), 0..5))
+            .prop_map(|(session, model, texts)| ToWorker::Embed(Box::new(Embed { session, model, texts }))),
     ]
 }
 
@@ -119,6 +121,8 @@ pub fn to_gateway() -> impl Strategy<Value = ToGateway> {
         }),
         (session(), refusal()).prop_map(|(session, why)| ToGateway::Refused { session, why }),
         Just(ToGateway::Heartbeat),
+        (session(), vec(vec(float(), 0..8), 0..5))
+            .prop_map(|(session, vectors)| ToGateway::Embedded { session, vectors }),
     ]
 }
 
