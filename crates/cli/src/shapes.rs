@@ -1,6 +1,7 @@
 //! The answers of the native API, as far as people are shown them: the reading side of `opengrid_node::handle`.
 //! Fields that are missing take their default, so that a newer command still reads an older node.
 
+use opengrid_models::catalogue::Task;
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,4 +64,5 @@ pub struct Model {
     pub id: String,
     pub workers: u64,
     pub context_tokens: u32,
+    pub task: Task,
 }

@@ -121,9 +121,11 @@ fn the_catalogue_is_listed_and_unknown_models_are_told_with_the_nearest() {
     let rows = place.run(&["ls", "--json"]).json();
     let row = rows.as_array().unwrap().iter().find(|row| row["id"] == "smollm2-135m").unwrap();
     assert_eq!(row["size_bytes"], 98_362_432);
-    assert_eq!(row["local"], false);
+    assert_eq!((&row["local"], &row["task"]), (&false.into(), &"generation".into()));
     assert!(row["workers"].is_null());
     assert!(place.run(&["ls"]).succeeds().stdout.starts_with("MODEL"));
+    let embedding = place.run(&["show", "all-minilm-l6-v2"]).succeeds().stdout.clone();
+    assert!(embedding.contains("embedding") && embedding.contains("(converted)"), "{embedding}");
     assert!(place.run(&["ls", "--local"]).succeeds().stdout.contains("opengrid pull"));
     place.run(&["show", "smollm2-135"]).fails(1, &["did you mean `smollm2-135m`"]);
     place.run(&["show", "smollm2-135m", "--path"]).fails(1, &["opengrid pull smollm2-135m"]);

@@ -55,6 +55,7 @@ fn a_node_starts_answers_its_commands_and_goes_down() {
     assert!(!read.addresses.is_empty());
     assert_eq!(place.run(&["ps", "--json"]).json()["models"], serde_json::json!([]));
     place.run(&["run", "no-such-model", "hi"]).fails(1, &["no-such-model", "opengrid ls"]);
+    place.run(&["run", "all-minilm-l6-v2", "hi"]).fails(1, &["embeddings", "/v1/embeddings"]);
     place.run(&["run", "smollm2-135m", "hi"]).fails(1, &["smollm2-135m", "--serve"]);
     let rows = place.run(&["ls", "--json"]).json();
     assert_eq!(rows[0]["workers"], 0);

@@ -226,6 +226,7 @@ fn router(gateway: SharedGateway) -> Router {
         .route("/v1/models/{*id}", get(openai_api::models::retrieve))
         .route("/v1/chat/completions", post(openai_api::chat::handle))
         .route("/v1/completions", post(openai_api::completions::handle))
+        .route("/v1/embeddings", post(openai_api::embeddings::handle))
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/input_tokens", post(responses::count))
         .route("/v1/responses/{id}", get(responses::not_stored).delete(responses::not_stored))

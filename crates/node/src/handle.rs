@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use opengrid_models::{catalogue::Task, download::Progress};
+pub use opengrid_models::catalogue::Task;
+use opengrid_models::download::Progress;
 use opengrid_protocol::{
     ModelRoot, NodeId, Sampling, SessionId,
     beacon::Features,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use opengrid_engine::Engine as _;
 use opengrid_host::{HostProfile, Probe, role_by_speed};
-use opengrid_models::{ModelEntry, gguf};
+use opengrid_models::{ModelEntry, catalogue::Task, gguf};
 use serde::Serialize;
 
 use self::estimate::{ClassRow, Measured};
@@ -67,11 +67,15 @@ pub async fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
 
 fn chosen<'a>(args: &BenchArgs, models: &'a Models) -> anyhow::Result<Vec<(&'a ModelEntry, PathBuf)>> {
     if args.models.is_empty() {
-        let here = models.catalogue.models().filter_map(|entry| Some((entry, models.store.path(entry.root())?)));
+        let talkers = models.catalogue.models().filter(|entry| entry.task == Task::Generation);
+        let here = talkers.filter_map(|entry| Some((entry, models.store.path(entry.root())?)));
         return Ok(here.collect());
     }
     let named = args.models.iter().map(|id| {
         let entry = models.entry(id)?;
+        if entry.task != Task::Generation {
+            bail!("`{id}` makes embeddings: only models that generate are measured");
+        }
         match models.store.path(entry.root()) {
             Some(path) => Ok((entry, path)),
             None => bail!("`{0}` is not in the store: `opengrid pull {0}` gets it", entry.id),

@@ -1,6 +1,6 @@
 //! `opengrid ls`: the models of the catalogue and of the store.
 
-use opengrid_models::ModelEntry;
+use opengrid_models::{ModelEntry, catalogue::Task};
 use serde::Serialize;
 
 use crate::{
@@ -10,14 +10,15 @@ use crate::{
     store::{self, Models},
 };
 
-const HEADINGS: [&str; 6] = ["model", "class", "size", "licence", "here", "workers"];
-const RIGHT: [bool; 6] = [false, false, true, false, false, true];
+const HEADINGS: [&str; 7] = ["model", "task", "class", "size", "licence", "here", "workers"];
+const RIGHT: [bool; 7] = [false, false, false, true, false, false, true];
 
 #[derive(Serialize)]
 struct Row {
     id: String,
     name: String,
     root: String,
+    task: Task,
     class: String,
     size_bytes: u64,
     licence: String,
@@ -52,6 +53,7 @@ fn row(entry: &ModelEntry, local: bool, workers: Option<u64>) -> Row {
         id: entry.id.clone(),
         name: entry.name.clone(),
         root: entry.root().to_string(),
+        task: entry.task,
         class: format!("{:?}", entry.class).to_lowercase(),
         size_bytes: entry.file.size,
         licence: entry.licence.clone(),
@@ -63,6 +65,7 @@ fn row(entry: &ModelEntry, local: bool, workers: Option<u64>) -> Row {
 fn cells(row: &Row) -> Vec<String> {
     vec![
         row.id.clone(),
+        row.task.to_string(),
         row.class.clone(),
         bytes(row.size_bytes),
         row.licence.clone(),

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Read, Write};
 
 use anyhow::bail;
+use opengrid_models::catalogue::Task;
 use serde_json::Value;
 
 use crate::{
@@ -105,6 +106,9 @@ async fn check_model(api: &Api, id: &str) -> anyhow::Result<()> {
     let models: Vec<Model> = api::rows(&answer, "models")?;
     match models.iter().find(|model| model.id == id) {
         None => bail!("the model `{}` does not exist: `opengrid ls` lists the models", clean(id)),
+        Some(model) if model.task == Task::Embedding => {
+            bail!("`{}` makes embeddings and does not talk: POST /v1/embeddings takes texts for it", clean(id))
+        }
         Some(model) if model.workers == 0 => {
             eprintln!("nobody serves {id} right now: `opengrid up --serve {id}` on some node mends that");
             Ok(())

@@ -29,6 +29,7 @@ pub async fn run(args: &ShowArgs, context: &Context) -> anyhow::Result<()> {
             "id": entry.id,
             "name": entry.name,
             "licence": entry.licence,
+            "task": entry.task,
             "class": format!("{:?}", entry.class).to_lowercase(),
             "context_tokens": entry.context,
             "root": entry.root().to_string(),
@@ -52,6 +53,7 @@ fn of_catalogue(entry: &ModelEntry) -> Vec<(&'static str, String)> {
         ("model", entry.id.clone()),
         ("name", entry.name.clone()),
         ("licence", entry.licence.clone()),
+        ("task", entry.task.to_string()),
         ("class", format!("{:?}", entry.class).to_lowercase()),
         ("context", format!("{} tokens", entry.context)),
         ("size", format!("{} ({} bytes)", bytes(entry.file.size), entry.file.size)),
@@ -79,10 +81,11 @@ fn parameters(count: u64) -> String {
 }
 
 fn source_text(source: &Source) -> String {
-    match source {
+    let place = match source {
         Source::Hub { repo, revision, path, .. } => format!("hub {repo}/{path} at {revision}"),
         Source::Package { registry, name, version, .. } => {
             format!("{} package {name} {version}", format!("{registry:?}").to_lowercase())
         }
-    }
+    };
+    if source.convert().is_some() { format!("{place} (converted)") } else { place }
 }

@@ -35,8 +35,8 @@ pub async fn generate(gateway: &Gateway, request: Request, api: Api) -> Result<R
     Ok(name_workers(response, headers))
 }
 
-/// Adds the headers that say who answered, from [`Generation::header_values`](super::generation::Generation).
-pub fn name_workers(mut response: Response, values: [String; 2]) -> Response {
+/// Adds the headers that say who answered and in which session, from [`Generation::header_values`](super::generation::Generation).
+pub fn name_workers(mut response: Response, values: impl IntoIterator<Item = String>) -> Response {
     for (name, value) in ["x-opengrid-worker", "x-opengrid-session"].into_iter().zip(values) {
         if let Ok(value) = HeaderValue::from_str(&value) {
             response.headers_mut().insert(HeaderName::from_static(name), value);

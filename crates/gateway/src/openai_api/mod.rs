@@ -2,12 +2,13 @@
 //!
 //! A generation goes through `types` (the request as it came), `options` (checked), `prepare` (prompts of tokens, placed
 //! on the grid), `generation` (its running choices) and `stream` with `chunks`, or
-//! `collect` (its answer).
+//! `collect` (its answer). `embeddings` go their own, shorter way.
 
 pub mod chat;
 mod chunks;
 mod collect;
 pub mod completions;
+pub mod embeddings;
 pub mod errors;
 mod gap;
 pub mod generation;

@@ -4,7 +4,7 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use opengrid_node::handle::ModelRow;
+use opengrid_node::handle::{ModelRow, Task};
 use serde::Serialize;
 
 use super::{errors::ApiError, prepare::find_model};
@@ -24,6 +24,8 @@ pub struct Model {
     owned_by: &'static str,
     /// vLLM's name for the context in tokens.
     max_model_len: u32,
+    /// `generation` or `embedding`.
+    task: Task,
     /// The hash of the weights.
     root: String,
 }
@@ -37,6 +39,7 @@ impl From<ModelRow> for Model {
             created: row.created,
             owned_by: "opengrid",
             max_model_len: row.context_tokens,
+            task: row.task,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From a checked request to running sessions: prompts to tokens, tokens to the grid.
 
 use futures::future::try_join_all;
-use opengrid_node::handle::{Answer, GridError, Job, ModelRow, TextModel};
+use opengrid_node::handle::{Answer, GridError, Job, ModelRow, Task, TextModel};
 use opengrid_protocol::{limits::PROMPT_TOKENS_MAX, session::Token};
 
 use super::{
@@ -53,7 +53,7 @@ pub async fn place(
     if options.tool_use.is_some() || options.format != Format::Text {
         return Err(ApiError::unsupported("tools", "tools and response formats are not supported yet"));
     }
-    let row = find_model(gateway, &request.model)?;
+    let row = find_model_for(gateway, &request.model, Task::Generation)?;
     let place = gateway
         .requests
         .clone()
@@ -113,7 +113,7 @@ pub async fn place(
 /// Those of [`place`] but the ones of placing.
 pub async fn count(gateway: &Gateway, mut request: GenerationRequest) -> Result<usize, ApiError> {
     Options::check(Api::Chat, &mut request, gateway.config.choices_max)?;
-    let row = find_model(gateway, &request.model)?;
+    let row = find_model_for(gateway, &request.model, Task::Generation)?;
     let text = gateway.grid.text(&row.id).await?;
     Ok(chat_prompt(gateway, request.messages, text.as_ref()).await?.tokens.len())
 }
@@ -148,6 +148,23 @@ fn param(api: Api) -> &'static str {
     match api {
         Api::Chat => "messages",
         Api::Text => "prompt",
+    }
+}
+
+/// The model, if it does this and somebody serves it now.
+///
+/// # Errors
+/// 400, 404 or 503.
+pub fn find_model_for(gateway: &Gateway, id: &str, task: Task) -> Result<ModelRow, ApiError> {
+    match gateway.grid.models().into_iter().find(|row| row.id == id) {
+        Some(row) if row.task != task => {
+            let hint = match row.task {
+                Task::Embedding => "makes embeddings, no text: send it to POST /v1/embeddings",
+                Task::Generation => "makes text, no embeddings: GET /v1/models names the task of each model",
+            };
+            Err(ApiError::unsupported("model", format!("the model `{id}` {hint}")))
+        }
+        _ => find_model(gateway, id),
     }
 }
 
@@ -306,7 +323,7 @@ async fn text_prompts(
     Ok(prompts)
 }
 
-fn tokens_only(items: &[PromptItem]) -> Option<Vec<Token>> {
+pub(super) fn tokens_only(items: &[PromptItem]) -> Option<Vec<Token>> {
     let token = |item: &PromptItem| match item {
         PromptItem::Token(token) => Some(*token),
         PromptItem::Text(_) | PromptItem::Tokens(_) => None,

@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use opengrid_gateway::GatewayConfig;
 use opengrid_models::download::{Phase, Progress, SourceKind};
 use opengrid_node::handle::{
-    Answer, AnswerEvent, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerRow, PullEvent, Status, TextModel,
+    Answer, AnswerEvent, EmbedJob, Embeddings, GridError, GridHandle, Job, ModelRow, NodeIdText, PeerRow, PullEvent,
+    Status, Task, TextModel,
 };
 use opengrid_protocol::{
     ModelRoot, NodeId, SessionId,
@@ -29,6 +30,7 @@ pub const BOS: Token = 256;
 pub const EOS: Token = 257;
 pub const GAP: [Token; 3] = [258, 259, 260];
 pub const VOCABULARY: u32 = 261;
+pub const EMBEDDING_WIDTH: u32 = 3;
 
 /// Token = byte; those from 256 on are control tokens.
 pub struct ByteModel {
@@ -79,6 +81,10 @@ impl TextModel for ByteModel {
     fn trained_context(&self) -> u32 {
         CONTEXT
     }
+
+    fn embedding_width(&self) -> u32 {
+        EMBEDDING_WIDTH
+    }
 }
 
 /// What a worker does, step by step.
@@ -95,6 +101,7 @@ pub type Script = Arc<dyn Fn(&Job) -> Vec<Act> + Send + Sync>;
 pub struct FakeGrid {
     pub script: Mutex<Script>,
     pub jobs: Mutex<Vec<Job>>,
+    pub embed_jobs: Mutex<Vec<EmbedJob>>,
     pub joined: Mutex<Vec<String>>,
     pub cancelled: Arc<AtomicUsize>,
     pub shut_down: AtomicBool,
@@ -131,6 +138,7 @@ impl FakeGrid {
         Arc::new(Self {
             script: Mutex::new(hello),
             jobs: Mutex::default(),
+            embed_jobs: Mutex::default(),
             joined: Mutex::default(),
             cancelled: Arc::default(),
             shut_down: AtomicBool::new(false),
@@ -173,6 +181,7 @@ fn row(id: &str, workers: usize) -> ModelRow {
         size_bytes: 1_000,
         licence: "Apache-2.0".into(),
         class: "tiny".into(),
+        task: if id.starts_with("vectors") { Task::Embedding } else { Task::Generation },
         workers,
         local: false,
         context_tokens: if workers > 0 { CONTEXT } else { 0 },
@@ -213,7 +222,15 @@ impl GridHandle for FakeGrid {
     }
 
     fn models(&self) -> Vec<ModelRow> {
-        vec![row("bytes", 2), row("org/bytes", 1), row("broken", 1), row("llama", 1), row("idle", 0)]
+        vec![
+            row("bytes", 2),
+            row("org/bytes", 1),
+            row("broken", 1),
+            row("llama", 1),
+            row("idle", 0),
+            row("vectors", 2),
+            row("vectors-idle", 0),
+        ]
     }
 
     async fn text(&self, model: &str) -> Result<Arc<dyn TextModel>, GridError> {
@@ -221,6 +238,7 @@ impl GridHandle for FakeGrid {
             "bytes" | "org/bytes" => None,
             "broken" => Some("{% for %}".to_owned()),
             "llama" => Some(include_str!("../templates/llama3.jinja").to_owned()),
+            "vectors" => None,
             other => return Err(GridError::UnknownModel(other.into())),
         };
         Ok(Arc::new(ByteModel { template }))
@@ -254,6 +272,18 @@ impl GridHandle for FakeGrid {
         });
         let session = self.sessions.fetch_add(1, Ordering::SeqCst) as u64;
         Ok(Answer { session: SessionId(session), worker: NodeId([9; 32]), events })
+    }
+
+    /// The direction of a text is its length, its first token and 1.
+    async fn embed(&self, job: EmbedJob) -> Result<Embeddings, GridError> {
+        let vector = |text: &Vec<Token>| {
+            let raw = [text.len() as f32, text[0] as f32, 1.0];
+            let length = raw.iter().map(|value| value * value).sum::<f32>().sqrt();
+            raw.map(|value| value / length).to_vec()
+        };
+        let vectors = job.texts.iter().map(vector).collect();
+        self.embed_jobs.lock().push(job);
+        Ok(Embeddings { vectors, workers: vec![NodeId([9; 32]), NodeId([7; 32])] })
     }
 
     async fn join(&self, invite: &str) -> Result<(), String> {

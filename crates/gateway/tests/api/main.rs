@@ -5,6 +5,7 @@ mod access;
 mod chat;
 mod client;
 mod completions;
+mod embeddings;
 mod errors;
 mod fake;
 mod hostile;

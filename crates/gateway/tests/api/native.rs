@@ -10,7 +10,7 @@ async fn only_what_can_be_answered_now_is_listed() {
     let json = s.client.get("/v1/models").await.json();
     assert_eq!(json["object"], "list");
     let ids: Vec<_> = json["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
-    assert_eq!(ids, ["bytes", "org/bytes", "broken", "llama"]);
+    assert_eq!(ids, ["bytes", "org/bytes", "broken", "llama", "vectors"]);
     assert_eq!(json["data"][0]["object"], "model");
     assert_eq!(json["data"][0]["created"], 1_700_000_000);
     for path in ["/v1/models/org/bytes", "/v1/models/org%2Fbytes"] {
@@ -29,8 +29,9 @@ async fn the_native_api_shows_the_node_s_own_rows() {
     assert!(status["peer_id"].as_str().unwrap().starts_with("12D3KooW"));
     assert_eq!(s.client.get("/grid/v1/peers").await.json()[0]["path"], "direct");
     let models = s.client.get("/grid/v1/models").await.json();
-    assert_eq!(models.as_array().unwrap().len(), 5, "unserved ones, too");
+    assert_eq!(models.as_array().unwrap().len(), 7, "unserved ones, too");
     assert_eq!(models[0]["root"], "ab".repeat(32));
+    assert_eq!((&models[0]["task"], &models[5]["task"]), (&json!("generation"), &json!("embedding")));
 }
 
 #[tokio::test]

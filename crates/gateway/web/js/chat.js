@@ -44,7 +44,8 @@ export function start() {
 export async function refreshModels() {
   try {
     const answer = await json("/v1/models");
-    served = (Array.isArray(answer?.data) ? answer.data : []).map((model) => clean(model?.id, 128)).filter(Boolean).slice(0, 500);
+    const talkers = (Array.isArray(answer?.data) ? answer.data : []).filter((model) => model?.task !== "embedding");
+    served = talkers.map((model) => clean(model?.id, 128)).filter(Boolean).slice(0, 500);
   } catch {
     served = [];
   }
