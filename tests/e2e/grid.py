@@ -24,6 +24,7 @@ import client
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m"
+EMBEDDING_MODEL = "all-minilm-l6-v2"
 START_S = 40
 # Workers share this machine's cores: llama.cpp's threads spin while they wait for each other, so that more threads than
 # cores make all of them many times slower.
@@ -260,16 +261,17 @@ def base_env(models_dir):
     }
 
 
-def shared_store():
-    """The model store that all grids of this checkout share, with the default model in it."""
+def shared_store(model=MODEL):
+    """The model store that all grids of this checkout share, with `model` in it."""
     store = pathlib.Path(os.environ.get("OPENGRID_MODELS") or ROOT / "target" / "e2e" / "models")
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="opengrid-pull-") as home:
         env = base_env(store)
-        if run("show", MODEL, "--path", "--home", home, env=env).returncode != 0:
-            pulled = run("pull", model_file(), "--home", home, env=env, timeout_s=120)
+        if run("show", model, "--path", "--home", home, env=env).returncode != 0:
+            wanted = model_file() if model == MODEL else model
+            pulled = run("pull", wanted, "--home", home, env=env, timeout_s=300)
             if pulled.returncode != 0:
-                raise RuntimeError(f"opengrid pull {model_file()}: {pulled.stderr}")
+                raise RuntimeError(f"opengrid pull {wanted}: {pulled.stderr}")
     return store
 
 

@@ -1,7 +1,11 @@
 //! `opengrid show`: all that is known of a model.
 
 use anyhow::bail;
-use opengrid_models::{ModelEntry, catalogue::Source, gguf};
+use opengrid_models::{
+    ModelEntry,
+    catalogue::{Source, Task},
+    gguf,
+};
 use serde_json::json;
 
 use crate::{
@@ -64,14 +68,18 @@ fn of_catalogue(entry: &ModelEntry) -> Vec<(&'static str, String)> {
 }
 
 fn of_file(info: &gguf::ModelInfo) -> Vec<(&'static str, String)> {
-    vec![
+    let mut rows = vec![
         ("architecture", info.architecture.clone()),
         ("parameters", parameters(info.parameters)),
         ("quantisation", info.quantisation.clone()),
         ("layers", info.block_count.to_string()),
         ("vocabulary", format!("{} tokens", info.tokens)),
-        ("kv cache", format!("{} per token", bytes(info.kv_bytes_per_token))),
-    ]
+    ];
+    // An encoder keeps nothing.
+    if info.task == Task::Generation {
+        rows.push(("kv cache", format!("{} per token", bytes(info.kv_bytes_per_token))));
+    }
+    rows
 }
 
 /// `135 M`, `7.2 B`.
