@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(cut("able", true), [UNKNOWN], "a continuation begins no word");
         assert_eq!(cut("unaffx un", true), [UNKNOWN, 0], "all of the word is unknown");
         assert_eq!(cut("A", false), [UNKNOWN]);
-        assert_eq!(cut("", true), [Token::default(); 0]);
+        assert!(cut("", true).is_empty());
     }
 
     #[test]
