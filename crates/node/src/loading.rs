@@ -13,7 +13,7 @@ use opengrid_models::{
 use opengrid_protocol::limits::MODELS_PER_NODE_MAX;
 
 use crate::{
-    config::{EngineKind, Role, Serve},
+    config::{EngineKind, Mode, Role, Serve},
     external,
     node::Node,
     proof,
@@ -190,6 +190,8 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
         return Ok(FakeEngine::new(config));
     }
     let plan = plan(node, entry, &info).await?;
+    // Texts are embedded as a whole: there is no answer that another worker must continue to the letter.
+    let mode = if info.task == Task::Embedding { Mode::Fast } else { settings.mode };
     let config = EmbeddedConfig {
         program: node.config.program.clone(),
         model_path: path,
@@ -199,7 +201,7 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
         context_tokens: plan.context_tokens,
         kv_budget_bytes: plan.kv_budget_bytes,
         queue_max: settings.queue_max,
-        mode: settings.mode,
+        mode,
         cache_dir: Some(node.config.models_dir.join("cache")),
         gpu_layers: settings.gpu_layers,
         prefill_chunk: settings.prefill_chunk,

@@ -86,9 +86,10 @@ fn measure(encoder: &mut Encoder<'_>, vocabulary: u32, context: usize) -> Result
     let in_company = encode(encoder, &together)?;
     let seconds = started.elapsed().as_secs_f32().max(1e-6);
     for (one, other) in alone.iter().zip(&in_company) {
+        // 0 without a direction.
         let cosine: f32 = one.iter().zip(other).map(|(a, b)| a * b).sum();
         if cosine < COSINE_MIN {
-            return Err(format!("a text's vector depends on what is computed beside it (cosine {cosine})"));
+            return Err(format!("it gives no vectors, or they depend on what is computed beside (cosine {cosine})"));
         }
     }
     let tokens: usize = texts.iter().map(Vec::len).sum();
@@ -96,10 +97,15 @@ fn measure(encoder: &mut Encoder<'_>, vocabulary: u32, context: usize) -> Result
     Ok(Measured { class: Class::Approximate, decode_tokens_per_s: tokens_per_s, prefill_tokens_per_s: tokens_per_s })
 }
 
+/// A vector of length 1 for each text; an empty one where the model gives none that has a direction.
 fn encode(encoder: &mut Encoder<'_>, texts: &[&[Token]]) -> Result<Vec<Vec<f32>>, String> {
     let mut vectors = encoder.encode(texts)?;
-    let all = vectors.iter_mut().all(|vector| normalise(vector));
-    if all { Ok(vectors) } else { Err("the model gives vectors without a direction".to_owned()) }
+    for vector in &mut vectors {
+        if !normalise(vector) {
+            vector.clear();
+        }
+    }
+    Ok(vectors)
 }
 
 pub struct Server<'m> {
@@ -143,8 +149,12 @@ impl<'m> Server<'m> {
             }
             for Done { id, vectors } in self.step().map_err(io::Error::other)? {
                 // One frame each: a frame is bounded, and a request's vectors are.
-                let event = JobEvent { id, progress: Progress::Embedded(vectors) };
-                ipc::write(output, &FromEngine::Events(vec![event]))?;
+                let progress = if vectors.iter().any(Vec::is_empty) {
+                    Progress::Invalid("the model gives no vector for a text".to_owned())
+                } else {
+                    Progress::Embedded(vectors)
+                };
+                ipc::write(output, &FromEngine::Events(vec![JobEvent { id, progress }]))?;
             }
             self.tell_speeds(output)?;
         }
