@@ -131,6 +131,16 @@ def test_an_embedding_model_does_not_talk(openai):
     assert tasks == {EMBEDDING_MODEL: "embedding", MODEL: "generation"}
 
 
+def test_langchain_embeds_documents_and_queries(embedding_grid, openai):
+    from langchain_openai import OpenAIEmbeddings
+
+    # Else it would send the token ids of OpenAI's own models.
+    options = {"api_key": "unused", "check_embedding_ctx_length": False}
+    chain = OpenAIEmbeddings(model=EMBEDDING_MODEL, base_url=f"{embedding_grid.nodes[0].url}/v1", **options)
+    assert np.allclose(chain.embed_documents(SENTENCES[:3]), embed(openai, SENTENCES[:3]), atol=1e-3)
+    assert np.allclose(chain.embed_query(SENTENCES[4]), embed(openai, SENTENCES[4])[0], atol=1e-3)
+
+
 def test_killed_workers_cost_no_request(openai, embedding_grid):
     """The last test of the module: it kills one of the workers amid requests."""
     texts = [f"{sentence} {at}" for at in range(8) for sentence in SENTENCES[:40]]
