@@ -148,3 +148,8 @@ impl Output {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "output_tests.rs"]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -203,3 +203,8 @@ impl Output {
         self.events.write("response.output_item.done", &OfItem { output_index, item }, out);
     }
 }
+
+#[cfg(test)]
+#[path = "output_tests.rs"]
+#[allow(clippy::unwrap_used)]
+mod tests;
