@@ -9,14 +9,14 @@ PARIS = {
     "model": MODEL,
     "messages": [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}],
     "max_tokens": 40,
-    "temperature": 0,
+    # The package has no parameter for it any more.
+    "extra_body": {"temperature": 0},
 }
 STORY = {
     "model": MODEL,
     "messages": [{"role": "user", "content": "Tell me a short story about a lighthouse."}],
     "max_tokens": 24,
-    "temperature": 0.8,
-    "extra_body": {"seed": 7},
+    "extra_body": {"temperature": 0.8, "seed": 7},
 }
 
 
