@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     chat::name_workers,
     errors::ApiError,
-    prepare::{find_model_for, tokens_only},
+    prepare::find_model_for,
+    text_prompt::tokens_only,
     types::{PromptIn, PromptItem},
 };
 use crate::{

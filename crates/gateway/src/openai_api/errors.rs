@@ -147,6 +147,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).with_param(param)
     }
 
+    /// 500: something of ours failed.
+    pub fn internal(error: &dyn std::fmt::Display) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", format!("internal error: {error}"))
+    }
+
     fn kind(&self) -> &'static str {
         self.kind.unwrap_or(match self.status.as_u16() {
             401 => "authentication_error",

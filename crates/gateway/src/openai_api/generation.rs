@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{options::Options, prepare::Envelope, shapes::Usage};
 use crate::{
     metrics::Followed,
-    text::answer::{AnswerText, Delta},
+    text::answer::{AnswerText, Delta, Reading},
 };
 
 /// Dropping it cancels every choice that still runs.
@@ -57,6 +57,7 @@ impl Generation {
         echoes: Vec<Option<String>>,
         text: Arc<dyn TextModel>,
         options: &Options,
+        reading: &Reading,
         prompt_tokens: usize,
         envelope: Envelope,
         followed: Followed,
@@ -64,7 +65,7 @@ impl Generation {
     ) -> Self {
         let choices = answers.into_iter().zip(echoes).map(|(answer, echo)| Choice {
             echo,
-            answer_text: AnswerText::new(options.stops.clone(), options.top_logprobs.is_some()),
+            answer_text: AnswerText::new(options.stops.clone(), options.top_logprobs.is_some(), reading.clone()),
             session: answer.session.to_string(),
             worker: answer.worker.to_string(),
             running: Some(answer),
@@ -131,8 +132,9 @@ impl Generation {
         let delta = choice.answer_text.push(self.text.as_ref(), tokens);
         if delta.stopped {
             choice.running = None;
-            self.followed.finished("stop");
-            return Some(Step::Finished { choice: at, delta, reason: "stop" });
+            let reason = if choice.answer_text.called() { "tool_calls" } else { "stop" };
+            self.followed.finished(reason);
+            return Some(Step::Finished { choice: at, delta, reason });
         }
         (!delta.is_empty()).then_some(Step::Delta { choice: at, delta })
     }

@@ -5,9 +5,12 @@
 //! `collect` (its answer). `embeddings` go their own, shorter way.
 
 pub mod chat;
+mod chat_prompt;
 mod chunks;
 mod collect;
 pub mod completions;
+mod constraint;
+mod conversation;
 pub mod embeddings;
 pub mod errors;
 mod gap;
@@ -22,5 +25,6 @@ mod sampling;
 pub mod shapes;
 pub mod sse;
 pub mod stream;
+mod text_prompt;
 mod tools;
 pub mod types;

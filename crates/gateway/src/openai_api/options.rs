@@ -1,6 +1,9 @@
 //! What a request asks for besides its prompt and sampling, checked.
 
-use opengrid_protocol::limits::{COMPLETION_TOKENS_MAX, TOP_LOGPROBS_MAX};
+use opengrid_protocol::{
+    limits::{COMPLETION_TOKENS_MAX, TOP_LOGPROBS_MAX},
+    session::Tier,
+};
 
 use super::{
     errors::ApiError,
@@ -21,29 +24,11 @@ pub enum Api {
     Text,
 }
 
-/// `service_tier`: which queue a request waits in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tier {
-    Flex,
-    #[default]
-    Default,
-    Priority,
-}
-
-impl Tier {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Flex => "flex",
-            Self::Default => "default",
-            Self::Priority => "priority",
-        }
-    }
-}
-
 #[derive(Clone, Debug)]
 pub struct Options {
     pub api: Api,
-    /// `None` where the request does not speak of it: then the answer does not either.
+    /// `service_tier`: which queue a request waits in. `None` where the request does not speak of it: then the answer
+    /// does not either.
     pub tier: Option<Tier>,
     pub tool_use: Option<ToolUse>,
     pub format: Format,
@@ -122,6 +107,15 @@ fn tier(request: &GenerationRequest) -> Result<Option<Tier>, ApiError> {
         Some(_) => {
             Err(ApiError::invalid_value("service_tier", "`service_tier` is `auto`, `default`, `priority` or `flex`"))
         }
+    }
+}
+
+/// As OpenAI writes it.
+pub fn tier_name(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Flex => "flex",
+        Tier::Default => "default",
+        Tier::Priority => "priority",
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{
-    options::{Api, Tier},
+    options::{Api, tier_name},
     prepare::Envelope,
 };
 use crate::text::{answer::Part, tools::CallDelta};
@@ -44,7 +44,7 @@ impl<'a> Completion<'a> {
             created: envelope.created,
             model: &envelope.model,
             system_fingerprint: &envelope.fingerprint,
-            service_tier: envelope.tier.map(Tier::name),
+            service_tier: envelope.tier.map(tier_name),
             choices,
             usage,
         }

@@ -33,6 +33,8 @@ pub enum Format {
         schema: Value,
         /// Keywords that cannot be enforced are an error.
         strict: bool,
+        /// Where the schema stands in the request.
+        param: &'static str,
     },
 }
 
@@ -176,6 +178,10 @@ pub fn format(format: Option<&ResponseFormat>) -> Result<Format, ApiError> {
         ("json_object", _, None) => Ok(Format::JsonObject),
         ("json_object", _, Some(schema)) => checked_schema(&schema.0, false, "response_format.schema"),
         ("json_schema", Some(json_schema), _) => match &json_schema.schema {
+            _ if !json_schema.name.as_ref().is_none_or(|name| is_schema_name(name)) => Err(ApiError::invalid_value(
+                "response_format.json_schema.name",
+                "a schema's name has 1 to 64 characters of a-z, A-Z, 0-9, `_-`",
+            )),
             Some(schema) => {
                 let strict = json_schema.strict.unwrap_or(false);
                 checked_schema(&schema.0, strict, "response_format.json_schema.schema")
@@ -192,9 +198,13 @@ pub fn format(format: Option<&ResponseFormat>) -> Result<Format, ApiError> {
     }
 }
 
+fn is_schema_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+}
+
 fn checked_schema(schema: &Value, strict: bool, param: &'static str) -> Result<Format, ApiError> {
     if schema.is_object() {
-        return Ok(Format::JsonSchema { schema: schema.clone(), strict });
+        return Ok(Format::JsonSchema { schema: schema.clone(), strict, param });
     }
     Err(ApiError::invalid_value(param, "a JSON schema is an object"))
 }

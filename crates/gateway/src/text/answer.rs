@@ -1,11 +1,41 @@
 //! One answer's way from tokens to the text and log-probabilities that a client gets.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use opengrid_node::handle::TextModel;
-use opengrid_protocol::session::TokenOut;
+use opengrid_protocol::session::{Token, TokenOut};
+use rand::{RngExt, distr::Alphanumeric};
 
-use super::{detokenize::Utf8Stream, stop::StopMatcher, tools::CallDelta};
+use super::{
+    detokenize::Utf8Stream,
+    reasoning::{ReasoningSplit, Thinking},
+    stop::StopMatcher,
+    tools::{
+        CallDelta,
+        calls::{CallParser, Fragment, Notation},
+    },
+};
+
+/// What to look for in an answer.
+#[derive(Clone, Default)]
+pub struct Reading {
+    pub thinking: Thinking,
+    pub calls: Option<Calling>,
+    /// Control tokens that count as text here, though they print nothing.
+    pub marks: Vec<(Token, &'static str)>,
+}
+
+/// Which calls an answer may have.
+#[derive(Clone)]
+pub struct Calling {
+    pub notation: &'static Notation,
+    /// Of the functions.
+    pub names: HashSet<String>,
+    /// The first call ends the answer.
+    pub one: bool,
+    /// Ids of nine characters.
+    pub short_ids: bool,
+}
 
 /// Turns the tokens of one answer into text deltas, up to the first stop string.
 pub struct AnswerText {
@@ -16,8 +46,9 @@ pub struct AnswerText {
     decoded: Position,
     emitted_bytes: usize,
     stopped: bool,
-    /// The answer has a tool call.
-    called: bool,
+    marks: Vec<(Token, &'static str)>,
+    reasoning: ReasoningSplit,
+    calls: Option<CallParser>,
 }
 
 /// A place in the decoded text.
@@ -49,7 +80,6 @@ pub struct Delta {
 
 /// A fragment of the answer; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "made with the next step: tools")]
 pub enum Part {
     Text(String),
     /// What the model thinks before it answers.
@@ -77,7 +107,7 @@ impl Delta {
 }
 
 impl AnswerText {
-    pub fn new(stops: Vec<String>, logprobs: bool) -> Self {
+    pub fn new(stops: Vec<String>, logprobs: bool, reading: Reading) -> Self {
         Self {
             utf8: Utf8Stream::default(),
             stop: StopMatcher::new(stops),
@@ -85,7 +115,9 @@ impl AnswerText {
             decoded: Position::default(),
             emitted_bytes: 0,
             stopped: false,
-            called: false,
+            marks: reading.marks,
+            reasoning: ReasoningSplit::new(reading.thinking),
+            calls: reading.calls.map(parser),
         }
     }
 
@@ -98,12 +130,11 @@ impl AnswerText {
                 break;
             }
             decoded.clear();
-            self.utf8.push(model.piece(token.token), &mut decoded);
+            self.utf8.push(self.piece(model, token.token), &mut decoded);
             self.place(token, &decoded);
             self.stopped = self.stop.push(&decoded, &mut text);
         }
-        delta.stopped = self.stopped;
-        self.release(text, &mut delta);
+        self.release(text, self.stopped, &mut delta);
         delta
     }
 
@@ -119,8 +150,7 @@ impl AnswerText {
                 self.stop.finish(&mut text);
             }
         }
-        delta.stopped = self.stopped;
-        self.release(text, &mut delta);
+        self.release(text, true, &mut delta);
         if let (Some(waiting), false) = (&mut self.waiting, delta.stopped) {
             delta.tokens.extend(waiting.drain(..));
         }
@@ -132,9 +162,9 @@ impl AnswerText {
         self.stop.found()
     }
 
-    /// Whether a tool call has been given out.
+    /// Whether a whole tool call has been given out.
     pub fn called(&self) -> bool {
-        self.called
+        self.calls.as_ref().is_some_and(CallParser::called)
     }
 
     fn place(&mut self, token: TokenOut, decoded: &str) {
@@ -152,10 +182,17 @@ impl AnswerText {
         self.decoded.chars += decoded.chars().count();
     }
 
+    /// A token's bytes, or those of the mark that it is.
+    fn piece<'a>(&self, model: &'a dyn TextModel, token: Token) -> &'a [u8] {
+        let mark = self.marks.iter().find(|(mark, _)| *mark == token);
+        mark.map_or_else(|| model.piece(token), |(_, text)| text.as_bytes())
+    }
+
     /// Gives out `text` and its tokens.
-    fn release(&mut self, text: String, delta: &mut Delta) {
+    fn release(&mut self, text: String, last: bool, delta: &mut Delta) {
         self.emitted_bytes += text.len();
-        delta.push(Part::Text(text));
+        self.tell_apart(&text, last, delta);
+        delta.stopped = self.stopped;
         let Some(waiting) = &mut self.waiting else { return };
         while let Some(first) = waiting.front() {
             let shown = if self.stopped {
@@ -169,4 +206,34 @@ impl AnswerText {
             delta.tokens.extend(waiting.pop_front());
         }
     }
+
+    /// Thoughts, text and calls.
+    fn tell_apart(&mut self, text: &str, last: bool, delta: &mut Delta) {
+        let (mut thoughts, mut answer) = (String::new(), String::new());
+        self.reasoning.push(text, &mut thoughts, &mut answer);
+        if last {
+            self.reasoning.finish(&mut thoughts, &mut answer);
+        }
+        delta.push(Part::Reasoning(thoughts));
+        let Some(calls) = &mut self.calls else { return delta.push(Part::Text(answer)) };
+        let mut fragments = Vec::new();
+        calls.push(&answer, &mut fragments);
+        if last {
+            calls.finish(&mut fragments);
+        }
+        self.stopped |= calls.complete();
+        fragments.into_iter().for_each(|fragment| match fragment {
+            Fragment::Text(text) => delta.push(Part::Text(text)),
+            Fragment::Call(call) => delta.push(Part::Call(call)),
+        });
+    }
+}
+
+fn parser(calling: Calling) -> CallParser {
+    let new_id = move || {
+        let (prefix, length) = if calling.short_ids { ("", 9) } else { ("call_", 24) };
+        let random = rand::rng().sample_iter(Alphanumeric).take(length).map(char::from);
+        prefix.chars().chain(random).collect()
+    };
+    CallParser::new(calling.notation, calling.names, calling.one, Box::new(new_id))
 }

@@ -3,6 +3,8 @@
 pub mod answer;
 mod clock;
 pub mod detokenize;
+pub mod grammar;
+pub mod reasoning;
 pub mod stop;
 pub mod template;
 pub mod tools;

@@ -10,7 +10,12 @@ use super::{
 use crate::{
     body::kibibytes,
     openai_api::{
-        errors::ApiError, generation::Generation, ids, logprobs::token_logprobs, options::Options, sse,
+        errors::ApiError,
+        generation::Generation,
+        ids,
+        logprobs::token_logprobs,
+        options::{Options, tier_name},
+        sse,
         stream::AnswerWriter,
     },
     text::answer::Delta,
@@ -34,7 +39,7 @@ impl Writer {
             id: ids::fresh("resp_"),
             created_at: envelope.created,
             model: envelope.model.clone(),
-            service_tier: options.tier.unwrap_or_default().name(),
+            service_tier: tier_name(options.tier.unwrap_or_default()),
             echo,
         };
         let output = Output::new(constant, options.stream);

@@ -3,8 +3,6 @@
 //!
 //! `/v1/responses` and `/v1/messages` build the same [`GenerationRequest`] from their own bodies.
 
-#![allow(dead_code, reason = "read with the next step: tools")]
-
 mod messages;
 mod options;
 mod prompt;

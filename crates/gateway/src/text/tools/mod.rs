@@ -1,6 +1,12 @@
 //! Tools: what the model is told of them and how its calls are read from its text.
 
+pub mod adapt;
+pub mod calls;
+pub mod dialect;
+
 use serde_json::Value;
+
+pub use self::calls::{CallDelta, CallHead};
 
 /// A function that the model may call.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,20 +22,3 @@ pub struct Tool {
 
 /// OpenAI's limit is 64, Anthropic's 128.
 pub const NAME_CHARS_MAX: usize = 128;
-
-/// A fragment of a call, as clients get it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CallDelta {
-    /// The call's place among the answer's calls.
-    pub index: usize,
-    /// Only in a call's first fragment.
-    pub head: Option<CallHead>,
-    /// The next part of the arguments' JSON.
-    pub arguments: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallHead {
-    pub id: String,
-    pub name: String,
-}
