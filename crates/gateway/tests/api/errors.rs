@@ -35,7 +35,12 @@ async fn bad_fields_are_named() {
         (json!({ "messages": [{ "role": "user" }] }), "invalid_value", "messages[0].content"),
         (json!({ "messages": [{ "role": "user", "content": 3 }] }), "invalid_type", "messages[0].content"),
         (json!({ "messages": [{ "role": "king", "content": "x" }] }), "invalid_value", "messages[0].role"),
-        (json!({ "messages": [{ "role": "tool", "content": "x" }] }), "unsupported_value", "messages[0].role"),
+        (
+            json!({ "messages": [{ "role": "tool", "content": "x" }] }),
+            "missing_required_parameter",
+            "messages[0].tool_call_id",
+        ),
+        (json!({ "messages": [{ "role": "function", "content": "x" }] }), "unsupported_value", "messages[0].role"),
         (
             json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }),
             "unsupported_value",
