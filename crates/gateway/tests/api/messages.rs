@@ -237,3 +237,74 @@ async fn every_refusal_under_the_path_has_anthropic_s_shape() {
     let chat = s.client.get("/v1/messagesx").await;
     assert_eq!(chat.error().0, "not_found", "other paths keep OpenAI's shape");
 }
+
+const CALLS: &[u8] = b"I look.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"sky\"}}\n</tool_call>";
+
+fn with_tools(extra: Value) -> Value {
+    let schema = json!({ "type": "object", "properties": { "at": { "type": "string" } }, "required": ["at"] });
+    let mut body = body(extra);
+    body["tools"] = json!([{ "name": "look", "description": "Looks.", "input_schema": schema }]);
+    body
+}
+
+#[tokio::test]
+async fn calls_are_blocks_and_their_results_go_on_with_the_conversation() {
+    let s = served().await;
+    s.grid.set(|job| say(job, CALLS));
+    let choice = json!({ "type": "any", "disable_parallel_tool_use": true });
+    let answered = s.client.post(PATH, &with_tools(json!({ "tool_choice": choice, "max_tokens": 500 }))).await;
+    let json = answered.json();
+    assert!(s.grid.last_job().grammar.is_some(), "a call that must come is enforced");
+    let call = &json["content"][1];
+    assert_eq!(
+        (&call["type"], &call["name"], &call["input"]),
+        (&json!("tool_use"), &json!("look"), &json!({ "at": "sky" })),
+        "{json}"
+    );
+    assert_eq!(json["stop_reason"], "tool_use");
+
+    let result =
+        json!({ "type": "tool_result", "tool_use_id": call["id"], "content": [{ "type": "text", "text": "blue" }] });
+    let messages = json!([
+        { "role": "user", "content": "hi" },
+        { "role": "assistant", "content": json["content"] },
+        { "role": "user", "content": [result, { "type": "text", "text": "so?" }] },
+    ]);
+    let answered = s.client.post(PATH, &with_tools(json!({ "messages": messages }))).await;
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    let prompt = s.grid.last_prompt();
+    let function = json!({ "name": "look", "description": "Looks.", "parameters": with_tools(json!({}))["tools"][0]["input_schema"] });
+    let called = json!({ "id": call["id"], "type": "function",
+                         "function": { "name": "look", "arguments": "{\"at\":\"sky\"}" } });
+    let chat = json!({ "model": "bytes", "tools": [{ "type": "function", "function": function }], "messages": [
+        { "role": "user", "content": "hi" },
+        { "role": "assistant", "content": json["content"][0]["text"], "tool_calls": [called] },
+        { "role": "tool", "tool_call_id": call["id"], "content": "blue" },
+        { "role": "user", "content": "so?" },
+    ]});
+    s.client.post("/v1/chat/completions", &chat).await;
+    assert_eq!(prompt, s.grid.last_prompt());
+}
+
+#[tokio::test]
+async fn calls_stream_their_input() {
+    let s = served().await;
+    s.grid.set(|job| say(job, CALLS));
+    let events = s.client.post(PATH, &with_tools(json!({ "stream": true, "max_tokens": 500 }))).await.named_events();
+    let start = events.iter().find(|(_, data)| data["content_block"]["type"] == "tool_use").unwrap();
+    assert_eq!((&start.1["content_block"]["name"], &start.1["content_block"]["input"]), (&json!("look"), &json!({})));
+    let input: String = events.iter().filter_map(|(_, data)| data["delta"]["partial_json"].as_str()).collect();
+    assert_eq!(input, "{\"at\": \"sky\"}");
+    assert_eq!(events[events.len() - 2].1["delta"]["stop_reason"], "tool_use");
+}
+
+#[tokio::test]
+async fn an_output_format_is_enforced() {
+    let s = served().await;
+    s.grid.set(|job| say(job, b"{\"a\":1}"));
+    let schema = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"], "additionalProperties": false });
+    let config = json!({ "format": { "type": "json_schema", "schema": schema }, "effort": "low" });
+    let answered = s.client.post(PATH, &body(json!({ "output_config": config }))).await;
+    assert_eq!(answered.json()["content"][0]["text"], "{\"a\":1}");
+    assert!(s.grid.last_job().grammar.is_some_and(|grammar| grammar.contains("integer")));
+}

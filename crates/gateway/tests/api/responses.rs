@@ -324,3 +324,77 @@ async fn nothing_is_stored() {
         assert!(answered.text().contains("stores none"), "{}", answered.text());
     }
 }
+
+const CALLS: &[u8] = b"I look.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"sky\"}}\n</tool_call>";
+
+fn with_tools(extra: Value) -> Value {
+    let parameters = json!({ "type": "object", "properties": { "at": { "type": "string" } }, "required": ["at"] });
+    let tool = json!({ "type": "function", "name": "look", "description": "Looks.", "parameters": parameters });
+    let mut body = body(extra);
+    body["tools"] = json!([tool]);
+    body
+}
+
+#[tokio::test]
+async fn calls_are_items_and_their_results_go_on_with_the_conversation() {
+    let s = served().await;
+    s.grid.set(|job| say(job, CALLS));
+    let json = s.client.post(PATH, &with_tools(json!({ "tool_choice": "auto" }))).await.json();
+    let items = json["output"].as_array().unwrap();
+    assert_eq!(
+        (items.len(), &items[0]["type"], &items[1]["type"]),
+        (2, &json!("message"), &json!("function_call")),
+        "{json}"
+    );
+    assert_eq!((&items[1]["name"], &items[1]["arguments"]), (&json!("look"), &json!("{\"at\": \"sky\"}")));
+    assert_eq!((&items[1]["status"], &json["status"]), (&json!("completed"), &json!("completed")));
+    assert_eq!((&json["tools"][0]["name"], &json["tool_choice"]), (&json!("look"), &json!("auto")));
+
+    let result = json!({ "type": "function_call_output", "call_id": items[1]["call_id"], "output": "blue" });
+    let input = json!([{ "role": "user", "content": "hi" }, items[0], items[1], result]);
+    let answered = s.client.post(PATH, &with_tools(json!({ "input": input }))).await;
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    let prompt = s.grid.last_prompt();
+    let call = json!({ "id": items[1]["call_id"], "type": "function",
+                       "function": { "name": "look", "arguments": items[1]["arguments"] } });
+    let function = json!({ "name": "look", "description": "Looks.", "parameters": json["tools"][0]["parameters"] });
+    let chat = json!({ "model": "bytes", "tools": [{ "type": "function", "function": function }], "messages": [
+        { "role": "user", "content": "hi" },
+        { "role": "assistant", "content": items[0]["content"][0]["text"], "tool_calls": [call] },
+        { "role": "tool", "tool_call_id": items[1]["call_id"], "content": "blue" },
+    ]});
+    s.client.post("/v1/chat/completions", &chat).await;
+    assert_eq!(prompt, s.grid.last_prompt());
+}
+
+#[tokio::test]
+async fn calls_stream_their_arguments() {
+    let s = served().await;
+    s.grid.set(|job| say(job, CALLS));
+    let extra = json!({ "stream": true, "tool_choice": { "type": "function", "name": "look" } });
+    let events = s.client.post(PATH, &with_tools(extra)).await.named_events();
+    assert!(s.grid.last_job().grammar.is_some(), "a call that must come is enforced");
+    let of = |name: &str| events.iter().filter(|(n, _)| n == name).map(|(_, data)| data.clone()).collect::<Vec<_>>();
+    let deltas: String =
+        of("response.function_call_arguments.delta").iter().map(|d| d["delta"].as_str().unwrap().to_owned()).collect();
+    let done = &of("response.function_call_arguments.done")[0];
+    assert_eq!((&done["arguments"], deltas.as_str()), (&json!("{\"at\": \"sky\"}"), "{\"at\": \"sky\"}"));
+    let added = of("response.output_item.added");
+    let call = added.iter().find(|event| event["item"]["type"] == "function_call").unwrap();
+    assert_eq!((&call["item"]["arguments"], &call["item"]["id"]), (&json!(""), &done["item_id"]));
+}
+
+#[tokio::test]
+async fn a_schema_is_enforced() {
+    let s = served().await;
+    let schema = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"], "additionalProperties": false });
+    let format = json!({ "type": "json_schema", "name": "thing", "schema": schema, "strict": true });
+    s.grid.set(|job| say(job, b"{\"a\":1}"));
+    let answered = s.client.post(PATH, &body(json!({ "text": { "format": format } }))).await;
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    assert!(s.grid.last_job().grammar.is_some_and(|grammar| grammar.contains("integer")));
+    assert_eq!(answered.json()["text"]["format"], format);
+    let broken = json!({ "type": "json_schema", "name": "x", "schema": { "type": "sphere" }, "strict": true });
+    let refused = s.client.post(PATH, &body(json!({ "text": { "format": broken } }))).await;
+    assert_eq!(refused.error(), ("invalid_value".into(), Some("text.format.schema".into())), "{}", refused.text());
+}
