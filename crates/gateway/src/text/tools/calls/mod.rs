@@ -1,8 +1,9 @@
 //! Tool calls in the text of an answer, read as it comes.
 //!
 //! Pure and incremental: the fragments depend on the text only, not on how it is cut. Text that is no call after all is
-//! given back as text; nothing is lost. From the moment that a call's function is known its arguments are passed on
-//! as they come; if they break off or stop to be JSON, the client gets what there was, as with OpenAI.
+//! given back as text; nothing is lost, but the beginning of one more call that the answer's end cuts off before its
+//! function is known. From the moment that a call's function is known its arguments are passed on as they come; if
+//! they break off or stop to be JSON, the client gets what there was, as with OpenAI.
 
 mod json;
 mod object;
@@ -149,8 +150,15 @@ impl CallParser {
 
     /// The answer ends here.
     pub fn finish(&mut self, out: &mut Vec<Fragment>) {
+        match &self.state {
+            State::Text(held) if held.after_call => {}
+            State::Call(call) if !call.told && self.whole => {}
+            _ => self.flush(out),
+        }
+    }
+
+    fn flush(&mut self, out: &mut Vec<Fragment>) {
         match &mut self.state {
-            State::Text(held) if held.after_call && held.text.trim().is_empty() => {}
             State::Text(held) => say(out, &std::mem::take(&mut held.text)),
             // A list that was not closed.
             State::Call(call) if !call.told && call.list && call.raw.trim_matches([' ', '\n', ',']).is_empty() => {}
@@ -215,7 +223,7 @@ impl CallParser {
 
     /// It is no call, or not any more: what the client has not got as a call it gets as text.
     fn give_up(&mut self, out: &mut Vec<Fragment>) {
-        self.finish(out);
+        self.flush(out);
         self.state = State::Text(Held::default());
     }
 }

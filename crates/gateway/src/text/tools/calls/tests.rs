@@ -164,6 +164,17 @@ fn a_call_that_breaks_off_keeps_what_there_was() {
 }
 
 #[test]
+fn a_further_call_cut_off_before_its_name_is_dropped() {
+    for rest in ["<tool_c", "\n<tool_call>", "<tool_call>\n{\"name\": \"", "<tool_call>{\"name\": \"get_wea"] {
+        check(&HERMES, &format!("<tool_call>{{\"name\": \"f\"}}</tool_call>{rest}"), "", &["f|{}"]);
+    }
+    check(&MISTRAL, "[TOOL_CALLS][{\"name\": \"f\"}, {\"nam", "", &["f|{}"]);
+    check(&LLAMA, "{\"name\": \"f\"}; {\"na", "", &["f|{}"]);
+    let unknown = "<tool_call>{\"name\": \"unknown\"}";
+    check(&HERMES, &format!("<tool_call>{{\"name\": \"f\"}}</tool_call>{unknown}"), unknown, &["f|{}"]);
+}
+
+#[test]
 fn arguments_come_as_they_are_read() {
     let (mut parser, mut out) = (parser(&HERMES, false), Vec::new());
     parser.push("<tool_call>\n{\"name\": \"f\"", &mut out);

@@ -1,4 +1,4 @@
-//! Prints what an engine does on this machine: `speed MODEL.gguf [THREADS] [exact|fast]`.
+//! Prints what an engine does on this machine: `engine_speed MODEL.gguf [THREADS] [exact|fast]`.
 //!
 //! Time to first token and prefill of a 512-token prompt, tokens per second of 1 and 4 streams, start-up time. The child
 //! is `opengrid-engine-child` beside this example's directory (`cargo build --release -p opengrid-engine --bins`).
@@ -14,7 +14,7 @@ const ANSWER: u32 = 128;
 #[tokio::main]
 async fn main() {
     let mut args = std::env::args().skip(1);
-    let model = PathBuf::from(args.next().expect("speed MODEL.gguf [THREADS] [exact|fast]"));
+    let model = PathBuf::from(args.next().expect("engine_speed MODEL.gguf [THREADS] [exact|fast]"));
     let threads = args.next().and_then(|threads| threads.parse().ok()).unwrap_or(2);
     let modes = match args.next().as_deref() {
         Some("exact") => vec![Mode::Exact],
