@@ -10,7 +10,7 @@ import openai as package
 import pytest
 
 import client
-import reference
+import minilm
 from grid import EMBEDDING_MODEL, MODEL, Grid, shared_store
 
 SENTENCES = (pathlib.Path(__file__).parent / "data" / "sentences.txt").read_text(encoding="utf-8").splitlines()
@@ -49,7 +49,7 @@ def post(grid, body):
 
 def test_fifty_sentences_are_what_the_reference_makes_of_them(openai):
     assert len(SENTENCES) == 50
-    bert = reference.Bert()
+    bert = minilm.Bert()
     expected = np.array([bert.embed(sentence) for sentence in SENTENCES])
     found = embed(openai, SENTENCES)
     assert found.shape == (50, WIDTH)
@@ -60,7 +60,7 @@ def test_fifty_sentences_are_what_the_reference_makes_of_them(openai):
 
 
 def test_every_sentence_has_the_reference_s_tokens(openai):
-    bert = reference.Bert()
+    bert = minilm.Bert()
     for sentence in SENTENCES:
         tokens = bert.tokens(sentence)
         answer = openai.embeddings.create(model=EMBEDDING_MODEL, input=sentence)

@@ -2,6 +2,7 @@
 //! (<https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md>).
 
 mod calls;
+mod closing;
 mod schema;
 #[cfg(test)]
 mod tests;

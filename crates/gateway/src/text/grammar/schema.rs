@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::closing::close_objects;
+
 /// The largest integer that every JSON reader understands (RFC 8259, section 6).
 const INTEGER_MAX: i64 = (1 << 53) - 1;
 const NUMBER_MAX: f64 = 1e15;
@@ -11,9 +13,10 @@ const NUMBER_STEP: f64 = 1e-9;
 /// `%json {…}` for a value of `schema`, an object.
 ///
 /// White space is what Python's `json.dumps` writes, as models have seen it most: none can run on for ever. Numbers get
-/// bounds where the schema has none, for the same reason.
+/// bounds where the schema has none, for the same reason. Objects that list properties get no others.
 pub fn rule(schema: &Value, strict: bool) -> String {
     let mut schema = schema.clone();
+    close_objects(&mut schema);
     let fine = !mentions(&schema, &["allOf", "multipleOf"]);
     bound_numbers(&mut schema, fine);
     if let Value::Object(entries) = &mut schema {
@@ -29,7 +32,7 @@ pub fn rule(schema: &Value, strict: bool) -> String {
 }
 
 /// Whether one of `keys` stands anywhere in it.
-fn mentions(value: &Value, keys: &[&str]) -> bool {
+pub fn mentions(value: &Value, keys: &[&str]) -> bool {
     match value {
         Value::Array(items) => items.iter().any(|item| mentions(item, keys)),
         Value::Object(entries) => {
