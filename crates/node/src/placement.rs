@@ -98,8 +98,6 @@ const BAN: Duration = Duration::from_secs(300);
 const BANNED_MAX: usize = 10_000;
 /// Affinity keys remembered.
 const KEYED_MAX: usize = 10_000;
-/// What a matching `prompt_cache_key` counts for when the prefix itself is not remembered.
-const KEYED_TOKENS_ASSUMED: u32 = 64;
 
 impl Placement {
     pub fn new(network: Network, links: Links, faults: FaultSink) -> Self {
@@ -202,10 +200,8 @@ impl Placement {
                 decode_millitokens_per_s: beacon.decode_millitokens_per_s,
                 prefill_millitokens_per_s: beacon.prefill_millitokens_per_s,
                 rtt: if node == local { Some(Duration::ZERO) } else { rtts.get(&node).copied() },
-                cached_tokens: match affinity.cached_tokens(node, tokens) {
-                    0 if keyed == Some(node) => KEYED_TOKENS_ASSUMED,
-                    cached => cached,
-                },
+                cached_tokens: affinity.cached_tokens(node, tokens),
+                keyed: keyed == Some(node),
             })
             .collect()
     }

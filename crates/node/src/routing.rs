@@ -1,6 +1,7 @@
 //! Which worker gets a session: power of two choices (Mitzenmacher 2001) over live beacons, weighted by the estimated
-//! time to the end of the answer; a worker that holds the prompt's prefix is always among the compared. Pure: the random
-//! number and the time come in; integers only.
+//! time to the end of the answer; a worker that holds the prompt's prefix is always among the compared, and one that had
+//! the last request of the same affinity key stays unless it is slower by half. Pure: the random number
+//! and the time come in; integers only.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -31,6 +32,8 @@ pub struct Candidate {
     pub rtt: Option<Duration>,
     /// Tokens of this prompt that its cache should hold.
     pub cached_tokens: u32,
+    /// Had the last request with this one's affinity key.
+    pub keyed: bool,
 }
 
 /// Estimated microseconds until the answer to a prompt of `prompt_tokens` ends at `candidate`.
@@ -59,6 +62,11 @@ pub fn choose(candidates: &[Candidate], prompt_tokens: u32, random: [u32; 3]) ->
     let first = first as usize % count;
     let second = (first + 1 + step as usize % (count - 1).max(1)) % count;
     let estimate = |i: usize| estimated_us(&candidates[i], prompt_tokens);
+    if let Some(keyed) = candidates.iter().position(|candidate| candidate.keyed)
+        && lead_us(estimate(keyed), [first, second].map(estimate).into_iter().fold(u64::MAX, u64::min)) > 0
+    {
+        return Some(keyed);
+    }
     let holder = (0..count).max_by_key(|&i| candidates[i].cached_tokens).filter(|&i| candidates[i].cached_tokens > 0);
     if let Some(holder) = holder {
         return [holder, first, second].into_iter().min_by_key(|&i| estimate(i));
@@ -71,9 +79,13 @@ pub fn choose(candidates: &[Candidate], prompt_tokens: u32, random: [u32; 3]) ->
 /// one that is slower by half gets nothing, in between the share falls in proportion. Always taking the better would
 /// starve a newcomer that measured itself in a busy moment.
 fn takes_share(better_us: u64, other_us: u64, draw: u32) -> bool {
-    let better = u128::from(better_us.max(1));
-    let lead = (better + better / 2).saturating_sub(u128::from(other_us));
-    u128::from(draw) * better < lead << 32
+    u128::from(draw) * u128::from(better_us.max(1)) < lead_us(other_us, better_us) << 32
+}
+
+/// By how much `us` is less than `than` and half of it.
+fn lead_us(us: u64, than: u64) -> u128 {
+    let than = u128::from(than.max(1));
+    (than + than / 2).saturating_sub(u128::from(us))
 }
 
 /// Remembers which worker saw which prompt last, so that its KV cache is used again. Hashes never leave the gateway.
@@ -134,6 +146,7 @@ mod tests {
             prefill_millitokens_per_s: 300_000,
             rtt: Some(Duration::from_millis(1)),
             cached_tokens: 0,
+            keyed: false,
         }
     }
 
@@ -193,6 +206,15 @@ mod tests {
         workers[11].slots_busy = 4;
         workers[11].queued = 12;
         assert!(draws(32).all(|random| choose(&workers, 1_000, random) != Some(11)));
+    }
+
+    #[test]
+    fn a_key_keeps_its_worker_until_another_is_faster_by_half() {
+        let mut workers: Vec<_> = (0..16).map(candidate).collect();
+        workers[11] = Candidate { keyed: true, decode_millitokens_per_s: 70_000, ..candidate(11) };
+        assert!(draws(32).all(|random| choose(&workers, 20, random) == Some(11)));
+        workers[11].slots_busy = 2;
+        assert!(draws(32).any(|random| choose(&workers, 20, random) != Some(11)));
     }
 
     #[test]
