@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "e2e"))
 
-from grid import MODEL, Grid  # noqa: E402
+from grid import EMBEDDING_MODEL, MODEL, Grid, shared_store  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,17 @@ def shared_grid():
 @pytest.fixture
 def gateway(shared_grid):
     return shared_grid.nodes[0]
+
+
+@pytest.fixture(scope="session")
+def embedding_gateway():
+    """A gateway without a model; a worker of the embedding model."""
+    shared_store(EMBEDDING_MODEL)
+    with Grid() as grid:
+        gateway = grid.add("gateway")
+        grid.add("worker", serve=EMBEDDING_MODEL, join=gateway)
+        grid.wait_for_workers(1, model=EMBEDDING_MODEL)
+        yield gateway
 
 
 @pytest.fixture

@@ -46,6 +46,10 @@ def model_file():
     return path
 
 
+def embedding_model_file():
+    return os.environ["OPENGRID_TEST_EMBEDDING_MODEL"]
+
+
 def free_port():
     """A port that is free for TCP and UDP, below the range from which the kernel hands out its own."""
     for _ in range(200):

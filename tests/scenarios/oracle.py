@@ -18,18 +18,25 @@ def recorded():
     return json.loads(RECORDED.read_text())
 
 
-def record(scenarios, models):
-    """What llama-server answers to each scenario now. `models`: oracle name -> path of its GGUF file."""
+def record(scenarios, chat_model, embedding_model):
+    """What llama-server answers to each scenario now. The models are paths of GGUF files."""
     reference.build()
-    needed = {scenario.oracle for scenario in scenarios}
+    models = {"chat": chat_model, "tools": chat_model, "embedding": embedding_model}
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(server(name, models[name])).url for name in sorted(needed)}
+        needed = sorted({scenario.oracle for scenario in scenarios})
+        urls = {name: stack.enter_context(server(name, models[name])).url for name in needed}
         return {scenario.name: scenario.ask(urls[scenario.oracle]) for scenario in scenarios}
 
 
 def server(name, model):
-    options = ["--jinja", "--alias", grid.MODEL] if name == "chat" else ["--embedding", "--pooling", "mean", "--alias", name]
-    return reference.Server("exact", model, 1, 2, 2048, options)
+    # The default model's own template has no place for tools, and llama-server then forgets them.
+    tools = ["--chat-template-file", reference.OUT / "src/vendor/llama.cpp/models/templates/Qwen-Qwen2.5-7B-Instruct.jinja"]
+    options = {
+        "chat": ["--jinja", "--alias", grid.MODEL],
+        "tools": ["--jinja", "--alias", grid.MODEL, *map(str, tools)],
+        "embedding": ["--embedding", "--alias", grid.EMBEDDING_MODEL],
+    }
+    return reference.Server("exact", model, 1, 2, 2048, options[name])
 
 
 def write(answers):

@@ -8,16 +8,20 @@ collapsed) and the shape of each phase's chunks.
 import json
 from collections import defaultdict
 
-# Values that a client branches on, and token counts: both sides have the same template and tokenizer.
-LITERAL = {"object", "type", "role", "finish_reason", "stop_reason", "status", "model", "prompt_tokens", "input_tokens"}
+# Values that a client branches on.
+LITERAL = {"object", "type", "role", "finish_reason", "stop_reason", "status", "model"}
+# Token counts are the same where both sides have the same template.
+COUNTS = {"prompt_tokens", "input_tokens"}
 # Objects whose keys are data.
 MAPS = {"top_logprobs"}
 
 
 def shape(value, key=None):
-    if key in LITERAL and (value is None or isinstance(value, (str, int))):
+    if key in LITERAL | COUNTS and (value is None or isinstance(value, (str, int))):
         return f"={json.dumps(value)}"
     if isinstance(value, dict):
+        if "cache_read_input_tokens" in value:  # Anthropic's input_tokens are those that no cache held
+            value = value | {"input_tokens": value["input_tokens"] + (value["cache_read_input_tokens"] or 0)}
         if key in MAPS:
             return {"*": union([shape(item) for item in value.values()])}
         return {name: shape(item, name) for name, item in value.items()}
@@ -96,7 +100,14 @@ def stream_shape(body):
     }
 
 
-def reduced(status, headers, body, keep_text=False):
+def without_counts(entry):
+    """A shape in which token counts are any numbers."""
+    if isinstance(entry, dict):
+        return {name: "number" if name in COUNTS else without_counts(item) for name, item in entry.items()}
+    return [without_counts(item) for item in entry] if isinstance(entry, list) else entry
+
+
+def reduced(status, headers, body, keep_text=False, keep_counts=True):
     """The comparable part of an answer, as it is recorded."""
     kind = headers.get("content-type", "").partition(";")[0].strip()
     out = {"status": status, "type": kind}
@@ -108,6 +119,8 @@ def reduced(status, headers, body, keep_text=False):
         out["shape"] = shape(values[0])
     else:
         values = []
+    if not keep_counts and "shape" in out:
+        out["shape"] = without_counts(out["shape"])
     if keep_text:
         out["text"] = "".join(map(text_of, values))
         if tokens := [pair for value in values for pair in logprobs_of(value)]:
@@ -163,12 +176,16 @@ def differences(ours, theirs):
     return lines
 
 
-def is_error(answer):
-    """Whether an answer is OpenAI's error object."""
-    fields = (answer.get("shape") or {}).get("error")
-    if not isinstance(fields, dict) or fields.keys() != {"message", "type", "param", "code"}:
+def is_error(answer, anthropic):
+    """Whether an answer is the error object of OpenAI or of Anthropic."""
+    shape = answer.get("shape") or {}
+    fields = shape.get("error")
+    if not isinstance(fields, dict) or fields.get("message") != "string":
         return False
-    return fields["message"] == fields["code"] == "string" and fields["param"] in ("string", "null")
+    if anthropic:
+        return shape.get("type") == '="error"' and fields.keys() == {"type", "message"}
+    typed = fields["code"] == "string" and fields["param"] in ("string", "null")
+    return shape.keys() == {"error"} and fields.keys() == {"message", "type", "param", "code"} and typed
 
 
 def compare(path, ours, theirs, lines):

@@ -14,7 +14,8 @@ RECORDED = oracle.recorded()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_scenario(scenario, gateway):
+def test_scenario(scenario, request):
+    gateway = request.getfixturevalue("embedding_gateway" if scenario.oracle == "embedding" else "gateway")
     wrong = scenario.judge(scenario.ask(gateway.url), RECORDED[scenario.name])
     assert not wrong, "\n".join(wrong)
 

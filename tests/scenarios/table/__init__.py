@@ -1,5 +1,6 @@
 """The requests, by area."""
 
-from table import chat, completions, errors, models, streaming
+from table import chat, completions, embeddings, errors, messages, models, responses, streaming, structured, tools
 
-SCENARIOS = [*chat.ROWS, *streaming.ROWS, *completions.ROWS, *models.ROWS, *errors.ROWS]
+AREAS = (chat, streaming, structured, tools, completions, embeddings, responses, messages, models, errors)
+SCENARIOS = [row for area in AREAS for row in area.ROWS]

@@ -53,5 +53,5 @@ ROWS = [
     row("two answers", n=2, seed=1, **DRAWN),
     row("nulls for absent fields", stop=None, seed=None, logit_bias=None, n=None, top_p=None),
     row("unknown fields", user="someone", metadata={"a": "b"}, store=False, my_own_field=[1]),
-    row("a service tier", service_tier="auto"),
+    row("a service tier", CHAT | {"+service_tier": "OpenAI says which tier it was"}, service_tier="auto"),
 ]

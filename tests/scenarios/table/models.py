@@ -7,7 +7,8 @@ from table.reasons import client_fault
 OURS = "ours: what the file is, and how long a prompt and its answer may be"
 THEIRS = "llama-server's own"
 LIST = {"-models": THEIRS, "-data[].aliases": THEIRS, "-data[].meta": THEIRS, "-data[].tags": THEIRS,
-        "+data[].max_model_len": OURS, "+data[].root": OURS}
+        "+data[].max_model_len": OURS, "+data[].root": OURS,
+        "+data[].task": "ours: whether it writes or embeds"}
 
 ROWS = [
     Scenario("models: list", "/v1/models", method="GET", differs=LIST),

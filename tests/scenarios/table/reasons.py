@@ -40,6 +40,23 @@ CHAT_STREAM_USAGE = {reason: why for reason, why in CHAT_STREAM.items() if reaso
     "+finish.usage": NULL_USAGE,
     "-usage.timings": TIMINGS,
 }
+NO_TEXT = "OpenAI says null where there is no text"
+CALLS = CHAT | {"choices[].message.content: null != string": NO_TEXT}
+CALLS_STREAM = {
+    "+role.choices[].logprobs": NULL_LOGPROBS,
+    "role.choices[].delta.content: string != null": FIRST_CONTENT,
+    "+call.choices[].logprobs": NULL_LOGPROBS,
+    "+arguments.choices[].logprobs": NULL_LOGPROBS,
+    "+finish.choices[].logprobs": NULL_LOGPROBS,
+    "-finish.timings": TIMINGS,
+}
+CALLS_STREAM_USAGE = {reason: why for reason, why in CALLS_STREAM.items() if reason != "-finish.timings"} | {
+    "+role.usage": NULL_USAGE,
+    "+call.usage": NULL_USAGE,
+    "+arguments.usage": NULL_USAGE,
+    "+finish.usage": NULL_USAGE,
+    "-usage.timings": TIMINGS,
+}
 TEXT = {"-timings": TIMINGS}
 TEXT_STREAM = {
     "-finish.timings": TIMINGS,

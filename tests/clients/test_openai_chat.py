@@ -1,10 +1,12 @@
-"""The official `openai` package works unchanged against a gateway whose node serves nothing itself."""
+"""The official `openai` package works unchanged against a gateway whose node serves nothing itself: chat, completions."""
 
 import math
 
 import openai as package
 import pytest
 
+import client
+import grid
 from grid import MODEL
 
 STORY = [{"role": "user", "content": "Tell me a short story about a lighthouse."}]
@@ -118,10 +120,40 @@ def test_a_conversation_reuses_what_was_computed(openai):
     assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens // 2
 
 
-def test_unknown_models_are_not_found(openai):
-    with pytest.raises(package.NotFoundError) as caught:
-        openai.chat.completions.create(model="gpt-nonexistent", messages=STORY)
-    assert caught.value.code == "model_not_found"
+def test_a_bias_forces_a_token_and_forbids_it(openai):
+    def tokens(**options):
+        answer = openai.chat.completions.create(**SEEDED | {"temperature": 0, "max_tokens": 4}, logprobs=True, **options)
+        return [token.token for token in answer.choices[0].logprobs.content]
+
+    forced = tokens(logit_bias={"4052": 100})
+    assert len(forced) == 4 and len(set(forced)) == 1
+    assert forced[0] not in tokens() and forced[0] not in tokens(logit_bias={"4052": -100})
+
+
+def test_a_developer_is_a_system_and_one_part_is_a_text(openai):
+    def say(role, content):
+        turns = [{"role": role, "content": "Answer in French."}, {"role": "user", "content": content}]
+        return openai.chat.completions.create(**SEEDED | {"messages": turns}).choices[0].message.content
+
+    text = "What is the capital of France?"
+    assert say("developer", text) == say("system", [{"type": "text", "text": text}]) != say("user", text)
+
+
+@pytest.mark.parametrize("tier", ["default", "priority", "flex"])
+def test_the_service_tier_is_said(openai, tier):
+    assert openai.chat.completions.create(**SEEDED, service_tier=tier).service_tier == tier
+
+
+def test_requests_of_one_cache_key_meet_at_one_worker(openai):
+    """Their prompts have nothing in common by which they would."""
+
+    def worker(number):
+        ask = [{"role": "system", "content": f"{number} is your number."}, {"role": "user", "content": "Hello"}]
+        body = {"model": MODEL, "messages": ask, "max_tokens": 1}
+        raw = openai.chat.completions.with_raw_response.create(**body, prompt_cache_key="a conversation of mine")
+        return raw.headers["x-opengrid-worker"]
+
+    assert len({worker(number) for number in range(8)}) == 1
 
 
 def test_a_prompt_over_the_context_names_both_numbers(openai, gateway):
@@ -133,17 +165,6 @@ def test_a_prompt_over_the_context_names_both_numbers(openai, gateway):
     assert limit in numbers and any(number > limit for number in numbers), caught.value.message
 
 
-@pytest.mark.parametrize("change", [{"max_tokens": -1}, {"max_tokens": 10**12}, {"temperature": "hot"}, {"n": 0}])
-def test_nonsense_is_refused_by_name(openai, change):
-    with pytest.raises(package.BadRequestError) as caught:
-        openai.chat.completions.create(**SEEDED | change)
-    assert caught.value.type == "invalid_request_error"
-    assert next(iter(change)) in (caught.value.param or "") + caught.value.message
-
-
 def models_of(node):
-    import client
-    import grid
-
     rows = grid.rows_of(client.get_json(node.url, "/grid/v1/models"), "models")
     return [row for row in rows if row["id"] == MODEL]

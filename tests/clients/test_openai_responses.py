@@ -1,9 +1,17 @@
 """The official `openai` package's Responses work unchanged; nothing is stored."""
 
+import json
+
 import openai as package
 import pytest
+from pydantic import BaseModel, Field
 
+from conversations import CALLED, PARAMETERS, QUESTION, is_a_good_call
 from grid import MODEL
+
+TOOL = {"type": "function", "name": "get_weather", "description": "The weather of a city", "parameters": PARAMETERS,
+        "strict": True}
+ASKED = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 700, "tools": [TOOL]}
 
 PARIS = {"model": MODEL, "input": "What is the capital of France? Answer in one sentence.", "temperature": 0}
 STORY = {
@@ -13,6 +21,15 @@ STORY = {
     "max_output_tokens": 24,
     "extra_body": {"seed": 7},
 }
+
+
+class City(BaseModel):
+    name: str = Field(max_length=12)
+    people: int = Field(ge=1, le=9)
+
+
+def calls_of(response):
+    return [item for item in response.output if item.type == "function_call"]
 
 
 def test_a_response_from_another_node(openai, shared_grid):
@@ -94,3 +111,42 @@ def test_what_needs_a_store_or_hosted_tools_is_refused(openai, field, value):
 def test_a_stored_response_is_not_found(openai):
     with pytest.raises(package.NotFoundError, match="stores none"):
         openai.responses.retrieve("resp_1")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}], ids=["required", "named"])
+def test_a_forced_tool_is_called_once(openai, choice):
+    (call,) = calls_of(openai.responses.create(**ASKED, tool_choice=choice, parallel_tool_calls=False))
+    assert is_a_good_call(call.name, json.loads(call.arguments))
+
+
+def test_streamed_calls_are_gathered(openai):
+    """A model so small calls again and again."""
+    with openai.responses.stream(**ASKED, tool_choice="required") as stream:
+        deltas = [event for event in stream if event.type == "response.function_call_arguments.delta"]
+        calls = calls_of(stream.get_final_response())
+    assert len(calls) > 1 and len({call.call_id for call in calls}) == len(calls)
+    for call in calls:
+        assert "".join(delta.delta for delta in deltas if delta.item_id == call.id) == call.arguments
+        assert is_a_good_call(call.name, json.loads(call.arguments))
+
+
+def test_a_call_by_itself_and_an_answer_to_its_result(openai):
+    turns = []
+    for number, (city, days) in enumerate(CALLED):
+        arguments = json.dumps({"city": city, "days": days})
+        turns += [{"role": "user", "content": f"What is the weather in {city} for {days} days?"},
+                  {"type": "function_call", "call_id": f"c{number}", "name": "get_weather", "arguments": arguments},
+                  {"type": "function_call_output", "call_id": f"c{number}", "output": "sunny"}]
+    turns.append({"role": "user", "content": QUESTION})
+    first = openai.responses.create(**ASKED | {"input": turns})
+    call = calls_of(first)[0]
+    assert is_a_good_call(call.name, json.loads(call.arguments))
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain, 9 degrees"}
+    turns += [item.to_dict() for item in first.output] + [result]
+    second = openai.responses.create(**ASKED | {"input": turns, "max_output_tokens": 40}, tool_choice="none")
+    assert second.output_text and not calls_of(second)
+
+
+def test_parse_returns_the_pydantic_model(openai):
+    answer = openai.responses.parse(**PARIS, max_output_tokens=200, text_format=City)
+    assert isinstance(answer.output_parsed, City) and answer.status == "completed"
