@@ -71,6 +71,14 @@ def test_a_model_that_nobody_serves_is_a_server_error():
     assert int(caught.value.response.headers["retry-after"]) >= 1
 
 
+def test_a_format_that_no_worker_can_keep_to_is_a_server_error(slow_node):
+    """The fake engine knows no grammars, as external engines do not: tests/engines."""
+    with pytest.raises(package.InternalServerError, match="can do what this request asks for") as caught:
+        connect(slow_node).chat.completions.create(model=MODEL, messages=HELLO, response_format={"type": "json_object"})
+    assert caught.value.status_code == 503 and caught.value.code == "no_capacity"
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
 def counting(seen, then=lambda: None):
     """An HTTP client that notes status and `Retry-After` of every answer."""
 

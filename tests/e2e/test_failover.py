@@ -1,9 +1,11 @@
 """The serving worker dies mid-answer and the client sees a pause, never an error, and the same text."""
 
+import json
 import math
 import os
 import signal
 
+import openai as package
 import pytest
 
 import failover
@@ -94,3 +96,40 @@ def test_an_answer_waits_for_its_only_worker_to_come_back():
         answer = failover.ask(gateway, "the last node", 3, kill)
         assert killed and answer.complete, answer.error
         assert answer.text == undisturbed.text
+
+
+def test_tool_calls_go_on_after_kill_9(grid):
+    """The arguments of a call are cut anywhere; what the client puts together is the same calls, every one valid."""
+    gateway = grid.nodes[0]
+    openai = package.OpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0, timeout=60)
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters, "strict": True}}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "What is the weather in Paris and in Rome?"}],
+            "tools": [tool], "tool_choice": "required", "temperature": 0, "max_tokens": 700, "stream": True}
+
+    def calls(on_delta=lambda raw, count: None):
+        raw = openai.chat.completions.with_raw_response.create(**body)
+        pieces, finish = {}, None
+        for count, chunk in enumerate(raw.parse()):
+            choice = chunk.choices[0]
+            finish = choice.finish_reason or finish
+            for delta in choice.delta.tool_calls or []:
+                pieces[delta.index] = pieces.get(delta.index, "") + (delta.function.arguments or "")
+            on_delta(raw, count)
+        assert finish == "tool_calls"
+        return [json.loads(pieces[index]) for index in sorted(pieces)], count
+
+    killed = []
+
+    def kill(raw, count):
+        if not killed and count >= chunks // 2:
+            killed.append(grid.by_peer_id(raw.headers["x-opengrid-worker"]))
+            killed[0].kill()
+
+    undisturbed, chunks = calls()
+    assert undisturbed and chunks > 20 and all(call["city"] in ("Paris", "Rome") for call in undisturbed)
+    before = gateway.metrics()["opengrid_node_failovers_total"]
+    assert calls(kill)[0] == undisturbed
+    assert killed and gateway.metrics()["opengrid_node_failovers_total"] > before
+    killed[0].restart()
+    grid.wait_for_workers(2)

@@ -1,4 +1,9 @@
-"""Our gateway answers the table's requests as llama-server did, but for the differences that the table gives reasons for."""
+"""Our gateway answers the table's requests as llama-server did, but for the differences that the table gives reasons for.
+
+`recorded.json` holds what llama-server answered, reduced to what is compared (`shape.py`). `./test --engines` builds that
+server, asks it anew, rewrites the file and fails when it changed, so that somebody looks at the change. A new row
+needs that, too.
+"""
 
 import pathlib
 import sys
