@@ -9,6 +9,8 @@ import urllib.request
 
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 FLAGS = ["--headless=new", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-dev-shm-usage", "--window-size=1280,800"]
@@ -70,6 +72,62 @@ def until(what, condition, seconds=20.0):
             return value
         time.sleep(0.05)
     raise AssertionError(f"{what}: not within {seconds:g} s")
+
+
+class Page:
+    """What a person sees and does."""
+
+    def __init__(self, browser, base):
+        self.browser, self.driver, self.base = browser, browser.driver, base
+
+    def open(self, view="chat"):
+        self.driver.get("about:blank")
+        self.driver.get(f"{self.base}/#{view}")
+        until("the node's state in the bar", lambda: "peer" in self.text("#pill-text"))
+
+    def one(self, selector):
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector):
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, selector):
+        return self.browser.js("return document.querySelector(args[0])?.textContent ?? ''", selector)
+
+    def settings(self, tokens, temperature="0", seed="7"):
+        self.browser.js(
+            """for (const [id, value] of Object.entries(args[0])) {
+                 const field = document.getElementById(id);
+                 field.value = value;
+                 field.dispatchEvent(new Event("input", { bubbles: true }));
+               }""", {"tokens": str(tokens), "temperature": temperature, "seed": seed})
+
+    def say(self, text):
+        until("a model to choose", lambda: self.one("#model").is_enabled())
+        self.one("#prompt").send_keys(text, Keys.ENTER)
+
+    def answer(self):
+        return self.text(".turn.answer:last-child .text")
+
+    def wait_for_end(self, seconds=60):
+        until("the end of the answer", lambda: self.one("#stop").get_attribute("hidden") is not None, seconds)
+
+    def record_requests(self):
+        """Keeps the bodies that the page posts from now on."""
+        self.browser.js("""if (window.posted) { window.posted.length = 0; return; }
+            window.posted = [];
+            const original = window.fetch;
+            window.fetch = (path, options = {}) => {
+              if (options.method === "POST") window.posted.push(JSON.parse(options.body));
+              return original(path, options);
+            };""")
+
+    def problems(self):
+        """What the console complains of since the last call."""
+        return self.browser.problems()
+
+    def posted(self):
+        return self.browser.js("return window.posted")
 
 
 def api(base, path, body=None):

@@ -3,7 +3,8 @@
 
     python tests/web/page.py http://127.0.0.1:8470
 
-Prints a line per check and `N passed, N failed`; exits 1 when one failed. Needs chromium and chromium-driver.
+Then `key_checks`, against a node that they start themselves. Prints a line per check and `N passed, N failed`; exits 1
+when one failed. Needs chromium and chromium-driver.
 """
 
 import sys
@@ -14,7 +15,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from browser import Browser, api, until
+import key_checks
+from browser import Browser, Page, api, until
 
 CHECKS = []
 
@@ -22,58 +24,6 @@ CHECKS = []
 def check(function):
     CHECKS.append(function)
     return function
-
-
-class Page:
-    """What a person sees and does."""
-
-    def __init__(self, browser, base):
-        self.browser, self.driver, self.base = browser, browser.driver, base
-
-    def open(self, view="chat"):
-        self.driver.get("about:blank")
-        self.driver.get(f"{self.base}/#{view}")
-        until("the node's state in the bar", lambda: "peer" in self.text("#pill-text"))
-
-    def one(self, selector):
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector):
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def text(self, selector):
-        return self.browser.js("return document.querySelector(args[0])?.textContent ?? ''", selector)
-
-    def settings(self, tokens, temperature="0", seed="7"):
-        self.browser.js(
-            """for (const [id, value] of Object.entries(args[0])) {
-                 const field = document.getElementById(id);
-                 field.value = value;
-                 field.dispatchEvent(new Event("input", { bubbles: true }));
-               }""", {"tokens": str(tokens), "temperature": temperature, "seed": seed})
-
-    def say(self, text):
-        until("a model to choose", lambda: self.one("#model").is_enabled())
-        self.one("#prompt").send_keys(text, Keys.ENTER)
-
-    def answer(self):
-        return self.text(".turn.answer:last-child .text")
-
-    def wait_for_end(self, seconds=60):
-        until("the end of the answer", lambda: self.one("#stop").get_attribute("hidden") is not None, seconds)
-
-    def record_requests(self):
-        """Keeps the bodies that the page posts from now on."""
-        self.browser.js("""if (window.posted) { window.posted.length = 0; return; }
-            window.posted = [];
-            const original = window.fetch;
-            window.fetch = (path, options = {}) => {
-              if (options.method === "POST") window.posted.push(JSON.parse(options.body));
-              return original(path, options);
-            };""")
-
-    def posted(self):
-        return self.browser.js("return window.posted")
 
 
 @check
@@ -399,29 +349,36 @@ def hostile_peers_cannot_break_the_page(page):
     assert 0 < found["rows"] <= 200, found
 
 
-def main(base):
+def run(page, checks):
+    """How many passed, and the names of those that failed."""
     passed, failed = 0, []
+    for function in checks:
+        name = function.__name__.replace("_", " ")
+        page.browser.emulate(1280, 800)
+        started = time.monotonic()
+        try:
+            function(page)
+            if problems := page.problems():
+                raise AssertionError(f"the console complains: {problems[:3]}")
+        except Exception as error:
+            failed.append(name)
+            print(f"FAIL {name}: {type(error).__name__}: {str(error)[:1500]}", flush=True)
+            if not isinstance(error, AssertionError):
+                traceback.print_exc()
+            page.browser.problems()
+        else:
+            passed += 1
+            print(f"ok   {name} ({time.monotonic() - started:.1f} s)", flush=True)
+    return passed, failed
+
+
+def main(base):
     with Browser() as browser:
-        page = Page(browser, base)
-        for function in CHECKS:
-            name = function.__name__.replace("_", " ")
-            browser.emulate(1280, 800)
-            started = time.monotonic()
-            try:
-                function(page)
-                if problems := browser.problems():
-                    raise AssertionError(f"the console complains: {problems[:3]}")
-            except Exception as error:
-                failed.append(name)
-                print(f"FAIL {name}: {type(error).__name__}: {str(error)[:1500]}", flush=True)
-                if not isinstance(error, AssertionError):
-                    traceback.print_exc()
-                browser.problems()
-            else:
-                passed += 1
-                print(f"ok   {name} ({time.monotonic() - started:.1f} s)", flush=True)
-    print(f"{passed} passed, {len(failed)} failed")
-    return 1 if failed else 0
+        passed, failed = run(Page(browser, base), CHECKS)
+        with key_checks.closed_page(browser) as page:
+            more, wrong = run(page, key_checks.CHECKS)
+    print(f"{passed + more} passed, {len(failed + wrong)} failed")
+    return 1 if failed + wrong else 0
 
 
 if __name__ == "__main__":

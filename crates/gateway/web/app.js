@@ -3,6 +3,7 @@
 import * as chat from "./js/chat.js";
 import { byId, setAttribute, setText } from "./js/dom.js";
 import { clean, plural } from "./js/format.js";
+import * as key from "./js/key.js";
 import { follow } from "./js/live.js";
 import { showNetwork } from "./js/network.js";
 import { showNode, tone } from "./js/node.js";
@@ -37,6 +38,7 @@ function draw(snapshot) {
 
 function onSnapshot(snapshot) {
   latest = snapshot;
+  showRefusal(null);
   const { status, models } = snapshot;
   const state = clean(status.state, 80) || "running";
   setText(byId("pill-text"), `${state} · ${plural(status.peers, "peer")}`);
@@ -51,13 +53,32 @@ function onSnapshot(snapshot) {
 }
 
 function onLost() {
-  setText(byId("pill-text"), "not reachable, trying again…");
+  const text = key.isWanted() ? "needs an API key" : "not reachable, trying again…";
+  setText(byId("pill-text"), text);
   setAttribute(byId("pill"), "data-tone", "bad");
   answerable = null;
 }
 
+/** The key opens `/v1` at most: the chat works, the rest says why it does not. */
+function onRefused(error) {
+  setText(byId("pill-text"), "this key opens the chat only");
+  setAttribute(byId("pill"), "data-tone", "wait");
+  showRefusal(error.message);
+  chat.refreshModels();
+}
+
+/** In place of what the key does not open; `null` shows it again. */
+function showRefusal(message) {
+  for (const id of ["node-body", "network-body"]) byId(id).hidden = message !== null;
+  for (const element of document.querySelectorAll(".refusal")) {
+    element.hidden = message === null;
+    setText(element, message === null ? "" : `${message}.`);
+  }
+}
+
+key.start();
 chat.start();
 addEventListener("hashchange", showView);
 showView();
 chat.refreshModels();
-follow(onSnapshot, onLost);
+follow(onSnapshot, onLost, onRefused);

@@ -2,7 +2,7 @@
 
 import { announce, byId, copyButton, h, setText } from "./dom.js";
 import { clean, duration, milliseconds, plural, shortId, speed } from "./format.js";
-import { RequestError, events, json, request } from "./http.js";
+import { MISSING_SCOPE, RequestError, events, json, request } from "./http.js";
 import { render } from "./markdown.js";
 
 const IDEAS = [
@@ -17,6 +17,8 @@ const view = {};
 const conversation = [];
 let answering = null;
 let served = [];
+/** Why there are none, if it is the key. */
+let refused = null;
 let chosen = null;
 
 export function start() {
@@ -46,8 +48,10 @@ export async function refreshModels() {
     const answer = await json("/v1/models");
     const talkers = (Array.isArray(answer?.data) ? answer.data : []).filter((model) => model?.task !== "embedding");
     served = talkers.map((model) => clean(model?.id, 128)).filter(Boolean).slice(0, 500);
-  } catch {
+    refused = null;
+  } catch (error) {
     served = [];
+    refused = error.code === MISSING_SCOPE ? error.message : null;
   }
   showModels();
 }
@@ -63,7 +67,8 @@ function showModels() {
   view.model.value = chosen ?? "";
   view.model.disabled = !served.length;
   view.hint.hidden = served.length > 0;
-  if (!served.length) {
+  if (refused) view.hint.replaceChildren(refused);
+  else if (!served.length) {
     view.hint.replaceChildren("Nobody on this grid serves a model right now. On any machine: ", h("code", {}, "opengrid up --serve smollm2-135m"));
   }
   showButtons();

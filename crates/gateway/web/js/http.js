@@ -1,13 +1,13 @@
-// Requests to this gateway: the token where it asks for one, its errors as sentences, and server-sent events.
+// Requests to this gateway: the key where it asks for one, its errors as sentences, and server-sent events.
 
-import { byId } from "./dom.js";
 import { clean } from "./format.js";
+import * as key from "./key.js";
 
 /** Most characters of one event: a gateway that sends more is broken. */
 const EVENT_LENGTH_MAX = 8 * 1024 * 1024;
 
-let token = null;
-let asking = null;
+/** The code of a key that is good, but not for this. */
+export const MISSING_SCOPE = "insufficient_permissions";
 
 /** What the gateway refused, for people. `status` is the HTTP status, 0 when it could not be reached. */
 export class RequestError extends Error {
@@ -19,14 +19,16 @@ export class RequestError extends Error {
   }
 }
 
-/** As `fetch`, but failures are `RequestError`s, and a 401 asks for the token once more. */
+/** As `fetch`, but failures are `RequestError`s, and a 401 asks for another key and tries again. */
 export async function request(path, options = {}) {
   for (;;) {
-    const response = await send(path, options);
+    const used = key.current();
+    const response = await send(path, options, used);
     if (response.ok) return response;
     const error = await refusal(response);
     if (response.status !== 401) throw error;
-    await askForToken();
+    if (used !== null) key.refuse(used, error.message);
+    else if (key.current() === null) await key.ask(options.signal);
   }
 }
 
@@ -39,9 +41,9 @@ export async function json(path, options) {
   }
 }
 
-async function send(path, options) {
+async function send(path, options, used) {
   const headers = { ...options.headers };
-  if (token) headers.authorization = `Bearer ${token}`;
+  if (used !== null) headers.authorization = `Bearer ${used}`;
   try {
     return await fetch(path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
   } catch (error) {
@@ -63,25 +65,6 @@ async function refusal(response) {
     code: clean(detail.code, 80),
     retryAfter: Number.isFinite(seconds) ? Math.min(Math.max(seconds, 1), 600) : null,
   });
-}
-
-function askForToken() {
-  asking ??= new Promise((resolve) => {
-    const dialog = byId("token-dialog");
-    const field = byId("token");
-    field.value = "";
-    dialog.addEventListener(
-      "close",
-      () => {
-        token = field.value.trim() || null;
-        asking = null;
-        resolve();
-      },
-      { once: true },
-    );
-    dialog.showModal();
-  });
-  return asking;
 }
 
 /**

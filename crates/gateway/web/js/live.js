@@ -1,16 +1,21 @@
 // What the node says about itself and the grid, as it changes: {status, peers, models} about once a second from
 // /grid/v1/events, else by asking every two seconds.
 
-import { events, json, request } from "./http.js";
+import { MISSING_SCOPE, events, json, request } from "./http.js";
 
 const POLL_MS = 2000;
 /** Most rows that the page looks at. */
 const ROWS_MAX = 5000;
 const SILENCE_MS_MAX = 30000;
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
+/** After a 403: a key's scopes never change, but another key may come. */
+const REFUSED_RETRY_MS = 15000;
 
-/** `onSnapshot({status, peers, models})`, `onLost()` when the node does not answer. Runs for ever. */
-export async function follow(onSnapshot, onLost) {
+/**
+ * `onSnapshot({status, peers, models})`; `onLost()` when the node does not answer, `onRefused(error)` when the key
+ * lacks the scope. Runs for ever.
+ */
+export async function follow(onSnapshot, onLost, onRefused) {
   let failures = 0;
   for (;;) {
     await visible();
@@ -20,6 +25,11 @@ export async function follow(onSnapshot, onLost) {
         onSnapshot(snapshot);
       });
     } catch (error) {
+      if (error.code === MISSING_SCOPE) {
+        onRefused(error);
+        await pause(REFUSED_RETRY_MS);
+        continue;
+      }
       // No such endpoint, or too many subscribers: the rest of the API may well answer.
       if (error.status >= 400 && (await poll(onSnapshot))) continue;
     }

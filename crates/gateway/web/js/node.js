@@ -2,6 +2,7 @@
 
 import { byId, command, copyButton, h, keyed, setAttribute, setText } from "./dom.js";
 import { bytes, clean, count, duration, list, plural, share, speed, whole } from "./format.js";
+import * as key from "./key.js";
 
 const NAT = {
   public: "public: other nodes can dial it",
@@ -95,7 +96,7 @@ function build() {
           h("p", { class: "muted" }, "On their machine: ", h("code", {}, "opengrid up --join INVITE"))),
         h("h2", {}, "Use it from your programs"),
         h("div", { class: "card" },
-          h("p", {}, "Any OpenAI client works with this base URL and any key:"),
+          h("p", {}, `Any OpenAI client works with this base URL and ${key.current() === null ? "any key" : "an API key of this gateway"}:`),
           command(`${location.origin}/v1`, "Copy the base URL"))),
     ),
   );
