@@ -155,7 +155,7 @@ def a_key_for_answers_alone_opens_the_chat_and_says_what_it_does_not(page):
     page.wait_for_end()
     assert page.answer()
     page.one("nav a[data-view=node]").click()
-    assert "lacks the scope `read`" in page.one("#node").text and not page.one("#node-body").is_displayed()
+    assert "lacks the scope `read`" in page.one("#node .refusal").text and not page.one("#node-body").is_displayed()
 
 
 @check

@@ -6,7 +6,7 @@ import { clean, plural } from "./js/format.js";
 import * as key from "./js/key.js";
 import { follow } from "./js/live.js";
 import { showNetwork } from "./js/network.js";
-import { showNode, tone } from "./js/node.js";
+import { sentence, showNode, tone } from "./js/node.js";
 
 const VIEWS = { chat: "Chat", node: "My node", network: "Network" };
 
@@ -72,7 +72,7 @@ function showRefusal(message) {
   for (const id of ["node-body", "network-body"]) byId(id).hidden = message !== null;
   for (const element of document.querySelectorAll(".refusal")) {
     element.hidden = message === null;
-    setText(element, message === null ? "" : `${message}.`);
+    setText(element, message === null ? "" : `${sentence(message)}.`);
   }
 }
 

@@ -49,7 +49,7 @@ export function tone(status) {
   return "good";
 }
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function build() {
   const made = {
