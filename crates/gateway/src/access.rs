@@ -22,7 +22,7 @@ use crate::{
 /// Where Anthropic's clients put their key.
 const API_KEY_HEADER: &str = "x-api-key";
 /// Described and documented for everybody.
-const OPEN_PATHS: [&str; 3] = ["/health", "/docs", "/grid/v1/openapi.json"];
+const OPEN_PATHS: [&str; 2] = ["/health", "/grid/v1/openapi.json"];
 
 pub struct Access {
     local_token: String,

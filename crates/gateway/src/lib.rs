@@ -16,10 +16,12 @@ mod limits;
 mod metrics;
 mod native_api;
 mod openai_api;
+mod openapi;
 mod security;
 mod server;
 mod text;
 mod web;
 
 pub use limits::Limits;
+pub use openapi::text as openapi_text;
 pub use server::{GatewayConfig, ServeError, serve};

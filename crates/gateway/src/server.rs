@@ -29,6 +29,7 @@ use crate::{
     metrics::Metrics,
     native_api,
     openai_api::{self, errors::ApiError, responses},
+    openapi,
     security::Policy,
     text::template::TemplateCache,
     web,
@@ -240,6 +241,7 @@ fn router(gateway: SharedGateway) -> Router {
         .route("/grid/v1/peers", get(native_api::peers))
         .route("/grid/v1/models", get(native_api::models))
         .route("/grid/v1/events", get(native_api::events::handle))
+        .route("/grid/v1/openapi.json", get(openapi::serve))
         .route("/grid/v1/join", post(native_api::control::join))
         .route("/grid/v1/pull", post(native_api::control::pull))
         .route("/grid/v1/shutdown", post(native_api::control::shutdown))

@@ -1,4 +1,4 @@
-//! The web page: files of `web/`, embedded by `build.rs`.
+//! The web page and the page of the API's documentation (Swagger UI): files of `web/` and others, embedded by `build.rs`.
 
 use axum::{
     body::Body,
@@ -26,7 +26,11 @@ const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
 );
 
 fn find(path: &str) -> Option<&'static File> {
-    let path = if path == "/" { "/index.html" } else { path };
+    let path = match path {
+        "/" => "/index.html",
+        "/docs" | "/docs/" => "/docs/index.html",
+        path => path,
+    };
     FILES.iter().find(|file| file.path == path)
 }
 

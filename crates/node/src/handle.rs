@@ -12,6 +12,7 @@ use opengrid_protocol::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use utoipa::ToSchema;
 
 pub type SharedGrid = Arc<dyn GridHandle>;
 
@@ -202,7 +203,7 @@ pub enum GridError {
 }
 
 /// How a download goes. `Done` or `Failed` is the last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PullEvent {
     Progress(Progress),
@@ -212,7 +213,7 @@ pub enum PullEvent {
 }
 
 /// `GET /grid/v1/status`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Status {
     pub peer_id: NodeIdText,
     pub version: String,
@@ -234,8 +235,9 @@ pub struct Status {
     pub tokens_generated: u64,
 }
 
-/// Serialises a [`NodeId`] as text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A node's id: the libp2p peer id of its Ed25519 key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(value_type = String, example = "12D3KooWEXE6ogH7rATZ3TGBnCwMdMZ7jMbhckFLz9xSjZNjYcek")]
 pub struct NodeIdText(pub NodeId);
 
 impl Serialize for NodeIdText {
@@ -244,7 +246,7 @@ impl Serialize for NodeIdText {
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ServedModel {
     pub id: String,
     /// `loading`, `ready`, `restarting` or `failed: why`.
@@ -262,7 +264,7 @@ pub struct ServedModel {
     pub engine: String,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PeerRow {
     pub peer_id: NodeIdText,
     pub version: Option<String>,
@@ -274,7 +276,7 @@ pub struct PeerRow {
     pub models: Vec<PeerModel>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PeerModel {
     pub id: String,
     pub class: String,
@@ -285,10 +287,12 @@ pub struct PeerModel {
     pub draining: bool,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelRow {
     pub id: String,
+    /// The BLAKE3 hash of the file.
     #[serde(serialize_with = "as_text")]
+    #[schema(value_type = String)]
     pub root: ModelRoot,
     pub size_bytes: u64,
     pub licence: String,

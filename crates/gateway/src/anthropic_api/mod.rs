@@ -32,6 +32,7 @@ use crate::{
         prepare,
         stream::{run, stream},
     },
+    openapi,
     server::SharedGateway,
 };
 
@@ -40,7 +41,16 @@ pub fn is_path(path: &str) -> bool {
     path.strip_prefix("/v1/messages").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// `POST /v1/messages`.
+/// An answer to a conversation.
+#[utoipa::path(
+    post,
+    path = "/v1/messages",
+    operation_id = "createMessage",
+    tag = "anthropic",
+    request_body = openapi::messages::MessagesRequest,
+    responses((status = 200, description = "The answer, or with `stream` its events", content((openapi::messages::AnthropicMessage = "application/json"), (crate::openapi::errors::ServerSentEvent = "text/event-stream"))), openapi::messages::Messaging),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn create(State(gateway): State<SharedGateway>, request: Request) -> Result<Response, ApiError> {
     let asked = Asked::of(&request);
     let (shown, placed) = {
@@ -66,7 +76,16 @@ struct TokenCount {
     input_tokens: usize,
 }
 
-/// `POST /v1/messages/count_tokens`.
+/// How many tokens a request's prompt has.
+#[utoipa::path(
+    post,
+    path = "/v1/messages/count_tokens",
+    operation_id = "countMessageTokens",
+    tag = "anthropic",
+    request_body = openapi::messages::MessagesPrompt,
+    responses((status = 200, description = "Their number", body = openapi::messages::TokenCount), openapi::messages::Messaging),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn count(State(gateway): State<SharedGateway>, request: Request) -> Result<Response, ApiError> {
     let (request, _room) = read_reserved::<MessagesRequest>(&gateway, request).await?;
     let counted = prepare::count(&gateway, translate(request)?).await;

@@ -20,14 +20,17 @@ use tokio::{
     sync::Semaphore,
     time::{MissedTickBehavior, interval},
 };
+use utoipa::ToSchema;
 
 use crate::{
     openai_api::{errors::ApiError, sse},
+    openapi::errors::{ErrorBody, Reading},
     server::SharedGateway,
 };
 
-#[derive(Serialize)]
-struct Snapshot {
+/// One event of `/grid/v1/events`.
+#[derive(Serialize, ToSchema)]
+pub struct Snapshot {
     status: Status,
     peers: Vec<PeerRow>,
     models: Vec<ModelRow>,
@@ -59,6 +62,15 @@ impl Snapshots {
     }
 }
 
+/// A snapshot about once a second, without end.
+#[utoipa::path(
+    get,
+    path = "/grid/v1/events",
+    operation_id = "events",
+    tag = "node",
+    responses((status = 200, description = "Events whose data is a `Snapshot`", body = crate::openapi::errors::ServerSentEvent, content_type = "text/event-stream"), (status = 503, description = "Too many subscribers", body = ErrorBody), Reading),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn handle(State(gateway): State<SharedGateway>) -> Result<Response, ApiError> {
     let place = gateway
         .events

@@ -11,28 +11,80 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use opengrid_node::handle::{ModelRow, PeerRow, Status};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::server::SharedGateway;
+use crate::{openapi::errors::Reading, server::SharedGateway};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub async fn health() -> Json<Value> {
-    Json(json!({ "status": "ok" }))
+/// Whether this gateway answers.
+#[derive(Serialize, ToSchema)]
+pub struct Health {
+    #[schema(example = "ok")]
+    status: &'static str,
 }
 
+/// Whether this gateway answers; open to all.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "health",
+    tag = "node",
+    responses((status = 200, description = "It answers", body = Health)),
+)]
+pub async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// What this node is and does.
+#[utoipa::path(
+    get,
+    path = "/grid/v1/status",
+    operation_id = "status",
+    tag = "node",
+    responses((status = 200, description = "The node", body = Status), Reading),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn status(State(gateway): State<SharedGateway>) -> Json<Status> {
     Json(gateway.grid.status())
 }
 
+/// Connected nodes and nodes known from live beacons.
+#[utoipa::path(
+    get,
+    path = "/grid/v1/peers",
+    operation_id = "peers",
+    tag = "node",
+    responses((status = 200, description = "The other nodes", body = Vec<PeerRow>), Reading),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn peers(State(gateway): State<SharedGateway>) -> Json<Vec<PeerRow>> {
     Json(gateway.grid.peers())
 }
 
+/// Every model of the catalogue; those with workers can be answered now.
+#[utoipa::path(
+    get,
+    path = "/grid/v1/models",
+    operation_id = "models",
+    tag = "node",
+    responses((status = 200, description = "The models", body = Vec<ModelRow>), Reading),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn models(State(gateway): State<SharedGateway>) -> Json<Vec<ModelRow>> {
     Json(gateway.grid.models())
 }
 
+/// Metrics of gateway and node.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "metrics",
+    tag = "node",
+    responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"), Reading),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn metrics(State(gateway): State<SharedGateway>) -> Response {
     let mut text = gateway.metrics.encode();
     let node = gateway.grid.metrics();

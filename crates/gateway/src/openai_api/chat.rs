@@ -12,9 +12,23 @@ use super::{
 use crate::{
     asked::Asked,
     body::read_reserved,
+    openapi::{
+        errors::Answering,
+        generation::{ChatCompletion, ChatRequest},
+    },
     server::{Gateway, SharedGateway},
 };
 
+/// An answer to a conversation.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    operation_id = "createChatCompletion",
+    tag = "openai",
+    request_body = ChatRequest,
+    responses((status = 200, description = "The answer, or with `stream` its events", content((ChatCompletion = "application/json"), (crate::openapi::errors::ServerSentEvent = "text/event-stream"))), Answering),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn handle(State(gateway): State<SharedGateway>, request: Request) -> Result<Response, ApiError> {
     generate(&gateway, request, Api::Chat).await
 }

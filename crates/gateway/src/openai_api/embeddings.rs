@@ -20,6 +20,7 @@ use super::{
 use crate::{
     asked::Asked,
     body::{kibibytes, read_reserved},
+    openapi,
     server::SharedGateway,
 };
 
@@ -74,6 +75,16 @@ enum Format {
     Base64,
 }
 
+/// Texts as vectors.
+#[utoipa::path(
+    post,
+    path = "/v1/embeddings",
+    operation_id = "createEmbedding",
+    tag = "openai",
+    request_body = openapi::embeddings::EmbeddingRequest,
+    responses((status = 200, description = "The vectors, in the order of the inputs", body = openapi::embeddings::EmbeddingList), openapi::errors::Answering),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn handle(State(gateway): State<SharedGateway>, request: Request) -> Result<Response, ApiError> {
     let asked = Asked::of(&request);
     let (request, _memory) = read_reserved::<EmbeddingRequest>(&gateway, request).await?;

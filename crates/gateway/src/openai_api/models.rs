@@ -6,17 +6,23 @@ use axum::{
 };
 use opengrid_node::handle::{ModelRow, Task};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{errors::ApiError, prepare::find_model};
-use crate::server::SharedGateway;
+use crate::{
+    openapi::errors::{Answering, Reading},
+    server::SharedGateway,
+};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct ModelList {
+    /// `list`
     object: &'static str,
     data: Vec<Model>,
 }
 
-#[derive(Serialize)]
+/// A model that can be answered now.
+#[derive(Serialize, ToSchema)]
 pub struct Model {
     id: String,
     object: &'static str,
@@ -44,11 +50,30 @@ impl From<ModelRow> for Model {
     }
 }
 
+/// The models that can be answered now.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    operation_id = "listModels",
+    tag = "openai",
+    responses((status = 200, description = "The models", body = ModelList), Reading),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn list(State(gateway): State<SharedGateway>) -> Json<ModelList> {
     let served = gateway.grid.models().into_iter().filter(|row| row.workers > 0);
     Json(ModelList { object: "list", data: served.map(Model::from).collect() })
 }
 
+/// One of them. Ids may contain slashes.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    operation_id = "retrieveModel",
+    tag = "openai",
+    params(("id" = String, Path, description = "The model's id")),
+    responses((status = 200, description = "The model", body = Model), Answering),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn retrieve(
     State(gateway): State<SharedGateway>,
     id: Result<Path<String>, PathRejection>,

@@ -13,6 +13,7 @@ mod lifecycle;
 mod limits;
 mod messages;
 mod native;
+mod openapi;
 mod performance;
 mod responses;
 mod security;

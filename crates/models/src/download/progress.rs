@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::SourceKind;
 
@@ -18,7 +19,7 @@ const SPEED_WINDOW: Duration = Duration::from_secs(3);
 pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// What a download is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Another process downloads the file.
@@ -34,7 +35,7 @@ pub enum Phase {
 }
 
 /// One report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
     /// `None` while waiting, or proving what an earlier download left.
     pub source: Option<SourceKind>,

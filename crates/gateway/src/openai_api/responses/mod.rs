@@ -28,9 +28,18 @@ use super::{
     prepare,
     stream::{run, stream},
 };
-use crate::{asked::Asked, body::read_reserved, server::SharedGateway};
+use crate::{asked::Asked, body::read_reserved, openapi, server::SharedGateway};
 
-/// `POST /v1/responses`.
+/// An answer to a conversation, without a store.
+#[utoipa::path(
+    post,
+    path = "/v1/responses",
+    operation_id = "createResponse",
+    tag = "openai",
+    request_body = openapi::responses::ResponsesRequest,
+    responses((status = 200, description = "The answer, or with `stream` its events", content((openapi::responses::ResponseObject = "application/json"), (crate::openapi::errors::ServerSentEvent = "text/event-stream"))), openapi::errors::Answering),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn create(State(gateway): State<SharedGateway>, request: Request) -> Result<Response, ApiError> {
     let asked = Asked::of(&request);
     let (request, room) = read_reserved::<ResponsesRequest>(&gateway, request).await?;
@@ -54,7 +63,16 @@ struct InputTokens {
     input_tokens: usize,
 }
 
-/// `POST /v1/responses/input_tokens`: how many tokens a request's prompt has.
+/// How many tokens a request's prompt has.
+#[utoipa::path(
+    post,
+    path = "/v1/responses/input_tokens",
+    operation_id = "countResponseTokens",
+    tag = "openai",
+    request_body = openapi::responses::ResponsesPrompt,
+    responses((status = 200, description = "Their number", body = openapi::responses::InputTokens), openapi::errors::Answering),
+    security((), ("bearer" = []), ("x_api_key" = [])),
+)]
 pub async fn count(State(gateway): State<SharedGateway>, request: Request) -> Result<Response, ApiError> {
     let (request, _room) = read_reserved::<ResponsesRequest>(&gateway, request).await?;
     let (request, _) = translate(request)?;
