@@ -69,6 +69,10 @@ impl Access {
                 "this needs the node's local token (`token` in its home's runtime.json) or an API key with the scope \
                  `admin`: send `Authorization: Bearer <token>`",
             )),
+            Caller::Anyone if self.key_required && bearer(headers).or(api_key(headers)).is_some() => Err(unauthorized(
+                "what was sent is no API key of this gateway: they begin with `og-` (`opengrid keys create` on its \
+                 machine makes one)",
+            )),
             Caller::Anyone if self.key_required => Err(unauthorized(
                 "this gateway needs an API key (`opengrid keys create` on its machine makes one): send \
                  `Authorization: Bearer <key>` or `x-api-key: <key>`",

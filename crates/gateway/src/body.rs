@@ -151,7 +151,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         if inner.classify() != serde_json::error::Category::Data {
             return bad("invalid_json", format!("the body is not valid JSON: {inner}"));
         }
-        let text = inner.to_string();
+        let text = in_words_of_json(&inner.to_string());
         match missing_field(&text) {
             Some(field) => {
                 let param = if path == "." { field.to_owned() } else { format!("{path}.{field}") };
@@ -165,7 +165,27 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
+/// serde's message without the names of our types.
+fn in_words_of_json(message: &str) -> String {
+    let Some((before, rest)) = message.split_once("expected struct ") else { return message.to_owned() };
+    let after = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    format!("{before}expected an object{after}")
+}
+
 /// The name in serde's "missing field `model` at line 1 column 2".
 fn missing_field(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.split('`').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_words_of_json;
+
+    #[test]
+    fn messages_name_no_type_of_ours() {
+        let named = "invalid type: integer `5`, expected struct FormatIn at line 1 column 9";
+        assert_eq!(in_words_of_json(named), "invalid type: integer `5`, expected an object at line 1 column 9");
+        let other = "invalid type: map, expected a string at line 1 column 9";
+        assert_eq!(in_words_of_json(other), other);
+    }
 }

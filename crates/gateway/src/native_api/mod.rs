@@ -14,7 +14,10 @@ use opengrid_node::handle::{ModelRow, PeerRow, Status};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{openapi::errors::Reading, server::SharedGateway};
+use crate::{
+    openapi::errors::{Open, Reading},
+    server::SharedGateway,
+};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -31,7 +34,7 @@ pub struct Health {
     path = "/health",
     operation_id = "health",
     tag = "node",
-    responses((status = 200, description = "It answers", body = Health)),
+    responses((status = 200, description = "It answers", body = Health), Open),
 )]
 pub async fn health() -> Json<Health> {
     Json(Health { status: "ok" })

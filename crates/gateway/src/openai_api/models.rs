@@ -9,10 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{errors::ApiError, prepare::find_model};
-use crate::{
-    openapi::errors::{Answering, Reading},
-    server::SharedGateway,
-};
+use crate::{openapi::errors::Answering, server::SharedGateway};
 
 #[derive(Serialize, ToSchema)]
 pub struct ModelList {
@@ -56,7 +53,7 @@ impl From<ModelRow> for Model {
     path = "/v1/models",
     operation_id = "listModels",
     tag = "openai",
-    responses((status = 200, description = "The models", body = ModelList), Reading),
+    responses((status = 200, description = "The models", body = ModelList), Answering),
     security((), ("bearer" = []), ("x_api_key" = [])),
 )]
 pub async fn list(State(gateway): State<SharedGateway>) -> Json<ModelList> {

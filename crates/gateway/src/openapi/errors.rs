@@ -32,9 +32,20 @@ pub struct ServerSentEvent {
     data: String,
 }
 
+/// Of requests that are open to all.
+#[derive(IntoResponses)]
+pub enum Open {
+    #[response(status = 400, description = "A header cannot be used")]
+    BadRequest(ErrorBody),
+    #[response(status = 403, description = "The page is of a foreign origin or host")]
+    Forbidden(ErrorBody),
+}
+
 /// Of requests that only read.
 #[derive(IntoResponses)]
 pub enum Reading {
+    #[response(status = 400, description = "A header cannot be used")]
+    BadRequest(ErrorBody),
     #[response(status = 401, description = "A key is needed, or the given one is wrong")]
     Unauthorized(ErrorBody),
     #[response(status = 403, description = "The key lacks the scope, or the page is of a foreign origin or host")]

@@ -110,6 +110,7 @@ pub struct Sampling {
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     /// Requests with the same key prefer the same worker, which may have computed their beginning already.
+    /// At most 512 bytes.
     #[schema(max_length = 512)]
     prompt_cache_key: Option<String>,
     service_tier: Option<ServiceTier>,
@@ -124,7 +125,7 @@ pub enum ServiceTier {
     Flex,
 }
 
-/// Texts that end the answer: one, or up to four.
+/// Texts that end the answer: one, or up to four, of 4096 bytes each.
 #[derive(ToSchema, Deserialize)]
 #[serde(untagged)]
 pub enum Stop {
@@ -182,6 +183,7 @@ pub enum Tool {
 
 #[derive(ToSchema, Deserialize)]
 pub struct Function {
+    #[schema(pattern = "^[A-Za-z0-9_.:/-]{1,128}$")]
     name: String,
     description: Option<String>,
     /// JSON schema of the arguments.
@@ -214,6 +216,7 @@ pub enum ResponseFormat {
 
 #[derive(ToSchema, Deserialize)]
 pub struct JsonSchema {
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
     name: Option<String>,
     schema: BTreeMap<String, Value>,
     strict: Option<bool>,

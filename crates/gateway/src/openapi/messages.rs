@@ -40,6 +40,7 @@ pub struct MessagesPrompt {
 
 #[derive(ToSchema, Deserialize)]
 pub struct AnthropicTool {
+    #[schema(pattern = "^[A-Za-z0-9_.:/-]{1,128}$")]
     name: String,
     description: Option<String>,
     /// JSON schema of the arguments.
@@ -77,7 +78,7 @@ pub struct AnthropicMessage {
     model: String,
     /// Blocks of type `thinking`, `text` or `tool_use`.
     content: Vec<BTreeMap<String, Value>>,
-    /// `end_turn`, `max_tokens`, `stop_sequence` or `tool_use`.
+    /// `end_turn`, `max_tokens`, `stop_sequence`, `tool_use` or `model_context_window_exceeded`.
     stop_reason: String,
     stop_sequence: Option<String>,
     usage: BTreeMap<String, u64>,
@@ -121,10 +122,18 @@ pub enum Messaging {
     TooLarge(AnthropicError),
     #[response(status = 415, description = "The content type is not application/json")]
     MediaType(AnthropicError),
-    #[response(status = 429, description = "The limit of requests or tokens per minute is reached")]
+    #[response(
+        status = 429,
+        description = "The limit of requests or tokens per minute is reached",
+        headers(("retry-after" = u64, description = "Seconds"), ("retry-after-ms" = u64, description = "Milliseconds"))
+    )]
     Limited(AnthropicError),
     #[response(status = 500, description = "Something failed that should not")]
     Internal(AnthropicError),
-    #[response(status = 503, description = "Nobody serves the model now, or this gateway has too much to do")]
+    #[response(
+        status = 503,
+        description = "Nobody serves the model now, or this gateway has too much to do",
+        headers(("retry-after" = u64, description = "Seconds"))
+    )]
     NoCapacity(AnthropicError),
 }

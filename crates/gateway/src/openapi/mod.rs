@@ -90,7 +90,7 @@ pub fn text() -> String {
     path = "/grid/v1/openapi.json",
     operation_id = "openapi",
     tag = "node",
-    responses((status = 200, description = "An OpenAPI 3.1 document", body = Object)),
+    responses((status = 200, description = "An OpenAPI 3.1 document", body = Object), errors::Open),
 )]
 pub async fn serve() -> Response {
     static TEXT: LazyLock<Bytes> = LazyLock::new(|| text().into());
