@@ -63,14 +63,15 @@ impl CallGrammar<'_> {
         let [before, between, after] = self.dialect.shape().call;
         let before = before.strip_prefix(opener).unwrap_or(before);
         let one = |tool: &Tool| {
-            let any = serde_json::json!({ "type": "object" });
-            let arguments = if self.schemas { &tool.parameters } else { &any };
-            let arguments = schema::rule(arguments, self.schemas && tool.strict);
+            let of_tool = self.schemas.then(|| schema::rule(&tool.parameters, tool.strict));
+            let arguments = of_tool.unwrap_or_else(|| "object".to_owned());
             let head = self.literal(&format!("{before}{}{between}", tool.name));
             format!("{head} {arguments} {}", self.literal(after)).trim().to_owned()
         };
         let alternatives: Vec<String> = self.tools.iter().map(one).collect();
-        format!("call: {}\n", alternatives.join("\n    | "))
+        let any = schema::rule(&serde_json::json!({ "type": "object" }), false);
+        let object = if self.schemas { String::new() } else { format!("object: {any}\n") };
+        format!("call: {}\n{object}", alternatives.join("\n    | "))
     }
 
     fn if_called(&self) -> String {

@@ -221,6 +221,27 @@ fn names_and_schemas_cannot_break_out() {
     }
 }
 
+#[test]
+fn many_tools_are_held_to_their_names_at_least() {
+    let tools: Vec<Tool> =
+        (0..512).map(|n| tool(&format!("function_of_a_large_agent_{n}"), json!({}), false)).collect();
+    let grammar = CallGrammar {
+        tools: &tools,
+        dialect: Dialect::Hermes,
+        force: Force::Calls,
+        parallel: false,
+        schemas: false,
+        after_thoughts: false,
+        control: &as_text,
+    };
+    let text = grammar.text();
+    assert!(text.len() <= opengrid_protocol::limits::GRAMMAR_BYTES_MAX, "{} bytes", text.len());
+    let call =
+        |name: &str| format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{\"a\": [1]}}}}\n</tool_call>");
+    let (known, unknown) = (call("function_of_a_large_agent_511"), call("function_of_a_large_agent_512"));
+    check_all(&text, &as_text, &[&known], &[&unknown]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
