@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import threading
 import time
 
@@ -147,9 +148,9 @@ def test_speed_through_the_worker_against_the_engine_alone(engine, gateway):
         return client.stream(url, "/v1/completions", body, timeout_s=180).decode_tokens_per_s
 
     pairs = [(rate(gateway.url, ours), rate(engine.url, theirs)) for _ in range(6)]
-    # The best of each: what else the machine does only ever slows them down.
-    through, alone = (max(column) for column in zip(*pairs))
-    ratio = through / alone
+    # Side by side, pair by pair: both feel what else the machine does.
+    through, alone = (statistics.median(column) for column in zip(*pairs))
+    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
     print(f"\n{engine.name}: {through:.1f} tok/s through gateway and worker, {alone:.1f} alone, ratio {ratio:.3f}")
     assert ratio > 0.6
 
