@@ -126,8 +126,15 @@ fn check_shape(grammar: &str) -> Result<(), GrammarError> {
 
 fn invalid(error: &impl ToString) -> GrammarError {
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    GrammarError::Invalid(line.chars().take(REASON_CHARS_MAX).collect())
+    let mut lines = text.lines().map(str::trim);
+    let mut reason = lines.next().unwrap_or_default().to_owned();
+    // Of patterns the next lines are the pattern, marks under it, and what is wrong with it.
+    if reason.ends_with(':') {
+        let pattern = lines.next().unwrap_or_default();
+        let why = lines.find_map(|line| line.strip_prefix("error: ")).unwrap_or("it cannot be used");
+        reason += &format!(" {why} (in `{pattern}`)");
+    }
+    GrammarError::Invalid(reason.chars().take(REASON_CHARS_MAX).collect())
 }
 
 /// What the rest of one answer may be.

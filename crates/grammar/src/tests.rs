@@ -54,6 +54,13 @@ fn control_tokens_are_named_by_their_ids() {
 }
 
 #[test]
+fn a_bad_pattern_is_named_with_what_is_wrong() {
+    let Err(error) = check(r#"start: %json {"type": "string", "pattern": "^(?=a)b$"}"#) else { panic!("accepted") };
+    let text = error.to_string();
+    assert!(text.contains("look") && text.contains("(?=a)b") && !text.contains('\n'), "{text}");
+}
+
+#[test]
 fn nonsense_is_refused_in_words() {
     for bad in ["", "start: %json {\"type\": 7}", "start: missing", "start: \"unclosed", "start: %json {", "\u{0}"] {
         assert!(matches!(check(bad), Err(GrammarError::Invalid(why)) if !why.is_empty()), "{bad}");

@@ -71,6 +71,9 @@ fn bound(entries: &mut Map<String, Value>, fine: bool) {
     if !integer && !number {
         return;
     }
+    if integer && !number {
+        clamp(entries);
+    }
     let bounds = ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"];
     let given = bounds.map(|key| entries.get(key).and_then(Value::as_f64));
     let (low, high) = (given[0].or(given[1]), given[2].or(given[3]));
@@ -89,5 +92,17 @@ fn bound(entries: &mut Map<String, Value>, fine: bool) {
     let coarse = |bound: f64| (bound * 1e6).fract() == 0.0;
     if number && !integer && fine && low.into_iter().chain(high).all(coarse) {
         entries.insert("multipleOf".into(), json!(NUMBER_STEP));
+    }
+}
+
+/// Bounds of 64-bit integers, which generators of schemas write, are beyond what llguidance can build.
+fn clamp(entries: &mut Map<String, Value>) {
+    let limit = INTEGER_MAX as f64;
+    let ends = [("minimum", -1), ("exclusiveMinimum", -1), ("maximum", 1), ("exclusiveMaximum", 1)];
+    for (key, sign) in ends {
+        let bound = entries.get(key).and_then(Value::as_f64);
+        if bound.is_some_and(|bound| bound * f64::from(sign) > limit) {
+            entries.insert(key.into(), json!(INTEGER_MAX * i64::from(sign)));
+        }
     }
 }

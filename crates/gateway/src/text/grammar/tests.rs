@@ -222,6 +222,15 @@ fn names_and_schemas_cannot_break_out() {
 }
 
 #[test]
+fn bounds_of_64_bits_are_no_obstacle() {
+    for (low, high) in [(json!(i64::MIN), json!(i64::MAX)), (json!(0), json!(u64::MAX)), (json!(-1e30), json!(1e30))] {
+        let schema = json!({ "type": "integer", "minimum": low, "maximum": high });
+        let grammar = JsonAnswer { schema: Some(&schema), strict: true }.grammar(false, &as_text);
+        check_all(&grammar, &as_text, &["0", "9007199254740991"], &["9007199254740992", "1.5"]);
+    }
+}
+
+#[test]
 fn many_tools_are_held_to_their_names_at_least() {
     let tools: Vec<Tool> =
         (0..512).map(|n| tool(&format!("function_of_a_large_agent_{n}"), json!({}), false)).collect();
