@@ -48,6 +48,10 @@ pub(super) fn read_path(path: &Path) -> Result<KeyList, KeyFileError> {
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
+    // A pipe would be waited for, and with it every request.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     File::open(path)?.take(BYTES_MAX + 1).read_to_end(&mut text)?;
     if text.len() as u64 > BYTES_MAX {
         return Err(io::Error::other(format!("it is over {BYTES_MAX} bytes")));
@@ -100,6 +104,14 @@ mod tests {
             let mode = std::fs::metadata(home.path().join(FILE_NAME)).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{mode:o}");
         }
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join(FILE_NAME)).unwrap();
+        let refused = read(home.path()).err().unwrap().to_string();
+        assert!(refused.contains("no regular file"), "{refused}");
     }
 
     #[test]
