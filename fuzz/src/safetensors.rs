@@ -1,6 +1,6 @@
 use opengrid_models::{
     convert::{Header, LENGTH_BYTES, plan_bert},
-    gguf::Gguf,
+    gguf::{Gguf, Piece},
 };
 
 /// Four parts between zero bytes: the header's JSON, the bytes of data that follow it in decimal digits, `config.json`
@@ -16,11 +16,11 @@ pub fn safetensors(data: &[u8]) {
     let Ok(header) = Header::parse(json, size) else { return };
     let Ok(plan) = plan_bert(&header, config, vocabulary) else { return };
     assert_eq!(plan_bert(&header, config, vocabulary).as_ref(), Ok(&plan), "equal input, equal bytes");
-    let outside = |range: &std::ops::Range<u64>| range.start > range.end || range.end > size;
-    assert!(!plan.tensors.iter().any(outside));
+    let inside = |piece: &Piece| matches!(piece, Piece::Copy(range) if range.start <= range.end && range.end <= size);
+    assert!(plan.pieces.iter().all(inside));
     let gguf = Gguf::parse(&plan.header, plan.size()).expect("what is made is a gguf");
     assert_eq!(gguf.data_offset(), plan.header.len() as u64);
     let places = gguf.tensors().iter().map(|tensor| tensor.bytes);
-    assert!(places.eq(plan.tensors.iter().map(|range| range.end - range.start)));
+    assert!(places.eq(plan.pieces.iter().map(Piece::length)));
     gguf.info().expect("of a model");
 }

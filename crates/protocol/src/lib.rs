@@ -11,6 +11,7 @@ pub mod content;
 pub mod frame;
 pub mod ids;
 pub mod invite;
+mod layers;
 pub mod limits;
 pub mod sampling;
 pub mod sealing_key;
@@ -18,5 +19,6 @@ pub mod session;
 pub mod signed;
 
 pub use ids::{ModelRoot, NodeId, SessionId};
+pub use layers::{Layers, LayersError};
 pub use sampling::Sampling;
 pub use signed::{Record, Signed};

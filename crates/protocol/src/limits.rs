@@ -52,3 +52,5 @@ pub const SEALING_KEY_OVERLAP_MS: u64 = 300_000;
 pub const HEARTBEAT_MS: u64 = 150;
 /// The gateway gives a worker up after this long without any frame from it while a session runs.
 pub const SILENCE_MS_MAX: u64 = 800;
+/// Most layers of a model.
+pub const LAYERS_MAX: u16 = 4_096;

@@ -1,10 +1,10 @@
 //! BERT encoders with mean pooling, as the sentence-transformers publish them. Keys and names of tensors are those of
 //! llama.cpp's own converter; weights stay F32, so the result computes what the original does.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::collections::BTreeSet;
 
-use super::{ConvertError, Header, Plan, config::Config, printable, vocabulary::Vocabulary};
-use crate::gguf::write::Writer;
+use super::{ConvertError, Header, config::Config, printable, vocabulary::Vocabulary};
+use crate::gguf::{Piece, Plan, write::Writer};
 
 /// ggml's number of F32, and `general.file_type` of a file that has nothing else.
 const F32: u32 = 0;
@@ -24,7 +24,7 @@ pub fn plan(weights: &Header, config: &[u8], vocabulary: &[u8]) -> Result<Plan, 
         let why = format!("{} tokens, config.json says {}", vocabulary.tokens.len(), config.vocab_size);
         return Err(ConvertError::Vocabulary { line: vocabulary.tokens.len(), why });
     }
-    let mut layout = Layout { weights, writer: metadata(&config, &vocabulary), tensors: Vec::new() };
+    let mut layout = Layout { weights, writer: metadata(&config, &vocabulary), pieces: Vec::new() };
     let mut used = BTreeSet::from(LEFT_OUT.map(str::to_owned));
     for (source, target, shape) in tensors(&config) {
         layout.add(&source, &target, &shape)?;
@@ -32,14 +32,14 @@ pub fn plan(weights: &Header, config: &[u8], vocabulary: &[u8]) -> Result<Plan, 
     }
     match weights.names().find(|name| !used.contains(*name)) {
         Some(name) => Err(tensor(name, "no BERT encoder has it".into())),
-        None => Ok(Plan { header: layout.writer.finish(), tensors: layout.tensors }),
+        None => Ok(Plan { header: layout.writer.finish(), pieces: layout.pieces }),
     }
 }
 
 struct Layout<'a> {
     weights: &'a Header,
     writer: Writer,
-    tensors: Vec<Range<u64>>,
+    pieces: Vec<Piece>,
 }
 
 impl Layout<'_> {
@@ -55,7 +55,7 @@ impl Layout<'_> {
         let dimensions: Vec<u64> = found.shape.iter().rev().copied().collect();
         let bytes = found.range.end - found.range.start;
         self.writer = std::mem::take(&mut self.writer).tensor_apart(target, &dimensions, F32, bytes);
-        self.tensors.push(found.range.clone());
+        self.pieces.push(Piece::Copy(found.range.clone()));
         Ok(())
     }
 }

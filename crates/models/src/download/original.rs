@@ -10,7 +10,8 @@ use std::{
 use super::{FetchConfig, Meter, Phase, SharedPartial, SourceError, hub, package};
 use crate::{
     catalogue::{Conversion, Source},
-    convert::{self, ConvertError, Header, LENGTH_BYTES, Plan},
+    convert::{self, ConvertError, Header, LENGTH_BYTES},
+    gguf::Plan,
     store::{Partial, StoreError},
 };
 

@@ -10,6 +10,7 @@
 mod cursor;
 pub mod file;
 mod info;
+mod plan;
 mod tensor;
 mod types;
 mod value;
@@ -23,6 +24,7 @@ use std::collections::BTreeMap;
 
 use cursor::Cursor;
 pub use info::ModelInfo;
+pub use plan::{Piece, Plan};
 pub use tensor::Tensor;
 pub use types::{GgmlType, file_type_name};
 pub use value::{Array, Value, ValueType};

@@ -121,6 +121,27 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// Its type and its bytes in a file.
+    pub(crate) fn encoded(&self) -> (ValueType, Vec<u8>) {
+        match *self {
+            Self::U8(value) => (ValueType::U8, vec![value]),
+            Self::I8(value) => (ValueType::I8, value.to_le_bytes().into()),
+            Self::U16(value) => (ValueType::U16, value.to_le_bytes().into()),
+            Self::I16(value) => (ValueType::I16, value.to_le_bytes().into()),
+            Self::U32(value) => (ValueType::U32, value.to_le_bytes().into()),
+            Self::I32(value) => (ValueType::I32, value.to_le_bytes().into()),
+            Self::F32(value) => (ValueType::F32, value.to_le_bytes().into()),
+            Self::Bool(value) => (ValueType::Bool, vec![u8::from(value)]),
+            Self::String(bytes) => (ValueType::String, [&(bytes.len() as u64).to_le_bytes(), bytes].concat()),
+            Self::Array(Array { kind, count, bytes }) => {
+                (ValueType::Array, [&(kind as u32).to_le_bytes()[..], &count.to_le_bytes(), bytes].concat())
+            }
+            Self::U64(value) => (ValueType::U64, value.to_le_bytes().into()),
+            Self::I64(value) => (ValueType::I64, value.to_le_bytes().into()),
+            Self::F64(value) => (ValueType::F64, value.to_le_bytes().into()),
+        }
+    }
+
     pub fn as_bool(&self) -> Option<bool> {
         if let Self::Bool(value) = self { Some(*value) } else { None }
     }
