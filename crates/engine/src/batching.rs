@@ -56,6 +56,39 @@ pub struct StepLimits {
     pub prefill_amid_decoding: usize,
 }
 
+impl StepLimits {
+    /// Room for prefill beside so many decoded tokens, while so many prompts wait.
+    pub fn prefill_room(self, decoding: usize, prompts: usize) -> usize {
+        let prefill = match prompts.checked_div(decoding) {
+            Some(waiting) => (self.prefill_amid_decoding * waiting.max(1)).min(self.prefill),
+            None => self.prefill,
+        };
+        self.batch.saturating_sub(decoding).min(prefill.max(1))
+    }
+}
+
+/// A slot with rows to prefill.
+#[derive(Clone, Copy, Debug)]
+pub struct Prompt {
+    pub slot: usize,
+    pub pending: usize,
+    /// The lowest waits longest.
+    pub order: u64,
+}
+
+/// Adds to each slot's `take` what it may prefill. Half of the room goes to the longest waiting prompt, so that it
+/// always advances; the rest to the shortest ones, so that they do not wait behind it.
+pub fn share_prefill(mut prompts: Vec<Prompt>, mut room: usize, take: &mut [usize]) {
+    let Some(oldest) = prompts.iter().copied().min_by_key(|prompt| prompt.order) else { return };
+    prompts.sort_by_key(|prompt| (prompt.pending, prompt.order));
+    let first = std::iter::once((oldest, room.div_ceil(2)));
+    for (prompt, most) in first.chain(prompts.into_iter().map(|prompt| (prompt, usize::MAX))) {
+        let more = (prompt.pending - take[prompt.slot]).min(most).min(room);
+        take[prompt.slot] += more;
+        room -= more;
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     /// KV cells `0..computed` hold `tokens[..computed]`.
@@ -191,9 +224,7 @@ impl Batcher {
         }
     }
 
-    /// The next step, ascending by slot: one token of every decoding slot, and prefill within the limits. Half of
-    /// the prefill goes to the longest waiting prompt, so that it always advances; the rest to the shortest ones,
-    /// so that they do not wait behind it.
+    /// The next step, ascending by slot: one token of every decoding slot, and prefill within the limits.
     pub fn plan(&self, limits: StepLimits) -> Vec<Chunk> {
         let mut take = vec![0_usize; self.slots.len()];
         let mut decoding = 0;
@@ -203,21 +234,12 @@ impl Batcher {
                 decoding += 1;
             }
         }
-        let mut prompts: Vec<usize> = (0..self.slots.len()).filter(|&i| self.slots[i].prefills()).collect();
-        let prefill = match prompts.len().checked_div(decoding) {
-            Some(waiting) => (limits.prefill_amid_decoding * waiting.max(1)).min(limits.prefill),
-            None => limits.prefill,
-        };
-        let mut room = limits.batch.saturating_sub(decoding).min(prefill.max(1));
-        if let Some(oldest) = prompts.iter().copied().min_by_key(|&i| self.order(i)) {
-            prompts.sort_by_key(|&i| (self.slots[i].pending(), self.order(i)));
-            let first = std::iter::once((oldest, room.div_ceil(2)));
-            for (i, most) in first.chain(prompts.into_iter().map(|i| (i, usize::MAX))) {
-                let more = (self.slots[i].pending() - take[i]).min(most).min(room);
-                take[i] += more;
-                room -= more;
-            }
-        }
+        let prompts: Vec<Prompt> = (0..self.slots.len())
+            .filter(|&slot| self.slots[slot].prefills())
+            .map(|slot| Prompt { slot, pending: self.slots[slot].pending(), order: self.order(slot) })
+            .collect();
+        let room = limits.prefill_room(decoding, prompts.len());
+        share_prefill(prompts, room, &mut take);
         let chunks = take.into_iter().enumerate().filter(|(_, take)| *take > 0);
         chunks.map(|(slot, take)| self.chunk(slot, take)).collect()
     }

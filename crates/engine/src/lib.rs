@@ -12,6 +12,8 @@ mod llama_cpp;
 mod openai_http;
 mod process;
 mod sandbox;
+mod spans;
+mod stage;
 mod vocabulary;
 
 use std::sync::Arc;
@@ -26,11 +28,12 @@ use tokio::sync::mpsc;
 
 pub use child::{child_main, is_child_command};
 pub use fake::{FakeConfig, FakeEngine};
-pub use llama_cpp::{EmbeddedConfig, EmbeddedEngine, Mode};
+pub use llama_cpp::{EmbeddedConfig, EmbeddedEngine, EmbeddedStage, Mode};
 pub use openai_http::{
     ExternalConfig, ExternalEngine, ExternalError, Found, Kind, LOCAL_PORTS, Reference, Timeouts, find_local,
 };
 pub use sandbox::SandboxProbe;
+pub use stage::{Input, Stage, StageCapabilities, StageEvent, StageSession, StageSlice, TableFile};
 pub use vocabulary::{TEXT_BYTES_MAX, Vocabulary, VocabularyError, VocabularyInfo};
 
 /// Something that turns tokens into tokens: a whole model now, a stage of one later.

@@ -205,6 +205,7 @@ async fn start_engine(node: &Arc<Node>, entry: &ModelEntry) -> Result<SharedEngi
         cache_dir: Some(node.config.models_dir.join("cache")),
         gpu_layers: settings.gpu_layers,
         prefill_chunk: settings.prefill_chunk,
+        stage: None,
     };
     let engine = EmbeddedEngine::start(config).await.map_err(|error| error.to_string())?;
     Ok(engine)

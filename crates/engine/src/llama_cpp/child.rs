@@ -11,18 +11,20 @@ use std::{
 use opengrid_grammar::Constraint;
 use opengrid_protocol::{
     beacon::Class,
-    session::{Finish, Token, TokenOut, Usage},
+    session::{Finish, Usage},
 };
-use opengrid_sampler::Sampler;
 
 use super::{
-    Mode, budget, encoder,
+    Mode,
+    answer::{Answer, Draw},
+    budget, encoder,
     ffi::{BatchToken, Context, ContextOptions, Model, ModelOptions},
     grammars::{self, Compiler, SharedWords},
     messages::{FromEngine, Generate, JobEvent, Load, Measured, Progress, Ready, ToEngine},
     pace::Pace,
     self_test,
     speeds::Speeds,
+    stage_child,
 };
 use crate::{
     batching::{Batcher, Chunk, Job, StepLimits},
@@ -45,6 +47,8 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
     let ToEngine::Load(load) = ipc::read(&mut input, ipc::TO_CHILD_BYTES_MAX)? else {
         return Err(io::Error::other("the first message is not Load"));
     };
+    // Opened before the sandbox closes: a stage needs no other path than its slice afterwards.
+    let table = load.stage.as_ref().and_then(|stage| stage.table.as_ref()).map(|table| File::open(&table.path));
     let sandbox = sandbox::enter(&load.model_path, load.devices);
     let (sender, inbox) = sync_channel(INBOX);
     let words = SharedWords::default();
@@ -62,6 +66,16 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
         let (encoder, ready) = encoder::prepare(&load, &model, sandbox).map_err(|why| refuse(&mut output, why))?;
         ipc::write(&mut output, &FromEngine::Ready(Box::new(ready.clone())))?;
         return encoder::Server::new(encoder, &load, &ready).serve(&inbox, &mut output);
+    }
+    if let Some(slice) = &load.stage {
+        let prepared = stage_child::prepare(&load, slice, &model, table, sandbox);
+        let (stage, ready) = prepared.map_err(|why| refuse(&mut output, why))?;
+        // The others have no vocabulary, and llama.cpp aborts when it is asked for one.
+        if slice.is_last() {
+            let _ = words.set(grammars::words(&model));
+        }
+        ipc::write(&mut output, &FromEngine::Ready(Box::new(ready)))?;
+        return stage.serve(&inbox, &mut output);
     }
     let (context, ready) = prepare(&load, &model, sandbox).map_err(|why| refuse(&mut output, why))?;
     let _ = words.set(grammars::words(&model));
@@ -117,12 +131,8 @@ fn load_model(load: &Load) -> Result<Model, String> {
     }
 }
 
-fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Context<'m>, Ready), String> {
-    let weight_bytes = model.weight_bytes();
-    let vocabulary_size = model.vocabulary_size();
-    if vocabulary_size == 0 {
-        return Err("the vocabulary is empty".to_owned());
-    }
+/// What memory there is for.
+pub(super) fn fit(load: &Load, model: &Model, weight_bytes: u64) -> Result<budget::Fit, String> {
     let host_weights = if load.gpu_layers == 0 { weight_bytes } else { 0 };
     let left = load.memory_available_bytes.checked_sub(host_weights.saturating_add(WORKSPACE_BYTES));
     let fit = budget::fit(budget::Wish {
@@ -132,10 +142,19 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
         kv_bytes_per_token: model.kv_bytes_per_token(),
         kv_budget_bytes: load.kv_budget_bytes.min(left.unwrap_or(0)),
     });
-    let fit = fit.map_err(|missing| {
+    fit.map_err(|missing| {
         let over = (host_weights + WORKSPACE_BYTES).saturating_sub(load.memory_available_bytes);
         format!("{} bytes of memory are missing for the weights and the smallest KV cache", missing + over)
-    })?;
+    })
+}
+
+fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Context<'m>, Ready), String> {
+    let weight_bytes = model.weight_bytes();
+    let vocabulary_size = model.vocabulary_size();
+    if vocabulary_size == 0 {
+        return Err("the vocabulary is empty".to_owned());
+    }
+    let fit = fit(load, model, weight_bytes)?;
     let options = ContextOptions {
         slots: fit.slots,
         context_tokens: fit.context_tokens,
@@ -143,6 +162,7 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
         batch: load.batch_tokens,
         outputs: (self_test::COMPARED as u32 * 2).max(u32::from(fit.slots)),
         flash_attention: load.mode == Mode::Fast,
+        rows_out: false,
     };
     let mut context = Context::new(model, options)?;
     let (measured, inexact) = measure(load, &mut context, usize::from(fit.slots), vocabulary_size)?;
@@ -159,6 +179,7 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
         context_tokens: fit.context_tokens,
         vocabulary_size,
         embedding_width: None,
+        row_width: model.embedding_width(),
         weight_bytes,
         kv_bytes: fit.kv_bytes,
         sandbox,
@@ -166,9 +187,9 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
     Ok((context, ready))
 }
 
-fn measure(
+pub(super) fn measure(
     load: &Load,
-    context: &mut Context<'_>,
+    context: &mut impl self_test::Subject,
     slots: usize,
     vocabulary: u32,
 ) -> Result<(Measured, Option<String>), String> {
@@ -202,15 +223,10 @@ struct Stepper<'m> {
     scratch: Vec<f32>,
 }
 
-/// How one answer is drawn.
-struct Answer {
-    id: u64,
-    sampler: Sampler,
-    /// Index of the next token.
-    step: u32,
-    stop_tokens: Vec<Token>,
-    top_logprobs: Option<u8>,
-    constraint: Option<Box<Constraint>>,
+/// How much may go into one step.
+pub(super) fn step_limits(speeds: Speeds, batch: usize, prefill: usize) -> StepLimits {
+    let tolerable = ((speeds.prefill * STALL_S) as usize).max(PREFILL_AMID_DECODING_MIN);
+    StepLimits { batch, prefill, prefill_amid_decoding: tolerable.min(prefill) }
 }
 
 impl Stepper<'_> {
@@ -248,9 +264,11 @@ impl Stepper<'_> {
             Incoming::Other(message) => message,
         };
         match message {
-            ToEngine::Load(_) | ToEngine::Generate(_) | ToEngine::Embed(_) => {
-                Err(io::Error::other("a message out of turn"))
-            }
+            ToEngine::Load(_)
+            | ToEngine::Generate(_)
+            | ToEngine::Embed(_)
+            | ToEngine::Open { .. }
+            | ToEngine::Feed { .. } => Err(io::Error::other("a message out of turn")),
             ToEngine::Ping { nonce } => ipc::write(output, &FromEngine::Pong { nonce }),
             ToEngine::ProbeSandbox => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),
             ToEngine::Cancel { id } => {
@@ -268,22 +286,14 @@ impl Stepper<'_> {
     }
 
     fn enqueue(&mut self, generate: Generate, constraint: Option<Box<Constraint>>) {
-        let Generate { id, client, tokens, prompt_tokens, completion_tokens_max, stop_tokens, sampling, .. } = generate;
-        let (top_logprobs, tier) = (generate.top_logprobs, generate.tier);
-        if let (true, Some(stop)) = (constraint.as_ref().is_some_and(|c| c.is_complete()), stop_tokens.first()) {
-            self.emit(id, Progress::Finished(Finish::Stop(*stop), Usage::default()));
-            return;
+        match Answer::new(&generate, constraint, self.context_tokens) {
+            Err(finish) => self.emit(generate.id, Progress::Finished(finish, Usage::default())),
+            Ok((answer, tokens_max)) => {
+                self.waiting.push(answer);
+                let Generate { id, client, tokens, tier, .. } = generate;
+                self.batcher.enqueue(Job { id, client, tokens, tokens_max, tier });
+            }
         }
-        let prompt = (prompt_tokens as usize).min(tokens.len());
-        let tokens_max = prompt.saturating_add(completion_tokens_max as usize).min(self.context_tokens);
-        if tokens.is_empty() || tokens.len() >= tokens_max {
-            self.emit(id, Progress::Finished(Finish::Length, Usage::default()));
-            return;
-        }
-        let sampler = Sampler::new(&sampling, &tokens[..prompt], &tokens[prompt..]);
-        let step = (tokens.len() - prompt) as u32;
-        self.waiting.push(Answer { id, sampler, step, stop_tokens, top_logprobs, constraint });
-        self.batcher.enqueue(Job { id, client, tokens, tokens_max, tier });
     }
 
     fn emit(&mut self, id: u64, progress: Progress) {
@@ -318,15 +328,6 @@ impl Stepper<'_> {
         self.queue_told = told;
     }
 
-    fn limits(&self) -> StepLimits {
-        let tolerable = ((self.speeds.prefill * STALL_S) as usize).max(PREFILL_AMID_DECODING_MIN);
-        StepLimits {
-            batch: self.batch_max,
-            prefill: self.prefill_max,
-            prefill_amid_decoding: tolerable.min(self.prefill_max),
-        }
-    }
-
     fn tell_speeds(&mut self, output: &mut File) -> io::Result<()> {
         if self.speeds_told.elapsed() < SPEEDS_EVERY && !self.batcher.idle() {
             return Ok(());
@@ -337,7 +338,7 @@ impl Stepper<'_> {
 
     fn step(&mut self) -> Result<(), String> {
         let started = Instant::now();
-        let chunks = self.batcher.plan(self.limits());
+        let chunks = self.batcher.plan(step_limits(self.speeds, self.batch_max, self.prefill_max));
         if chunks.is_empty() {
             return Ok(());
         }
@@ -383,9 +384,8 @@ impl Stepper<'_> {
             let id = answer.id;
             let end = match answer.draw(logits, &mut self.scratch) {
                 Err(why) => Some(Err(why)),
-                Ok(token) if answer.stop_tokens.contains(&token.token) => Some(Ok(Finish::Stop(token.token))),
-                Ok(token) => {
-                    let complete = answer.advance(token.token);
+                Ok(Draw::End(finish)) => Some(Ok(finish)),
+                Ok(Draw::Token(token, complete)) => {
                     let full = self.batcher.push(chunk.slot, token.token);
                     self.emit(id, Progress::Token(token));
                     complete.map(Ok).or(full.then_some(Ok(Finish::Length)))
@@ -398,43 +398,5 @@ impl Stepper<'_> {
             }
         }
         Ok(())
-    }
-}
-
-impl Answer {
-    /// The next token; `logits` are overwritten.
-    ///
-    /// # Errors
-    /// When the grammar leaves none.
-    fn draw(&mut self, logits: &mut [f32], scratch: &mut Vec<f32>) -> Result<TokenOut, String> {
-        let Some(top_n) = self.top_logprobs else {
-            let token = self.pick(logits)?;
-            return Ok(TokenOut { token, logprob: None, top: Vec::new() });
-        };
-        scratch.clear();
-        scratch.extend_from_slice(logits);
-        let token = self.pick(scratch)?;
-        let (logprob, top) = opengrid_sampler::logprobs(logits, token, top_n);
-        Ok(TokenOut { token, logprob: Some(logprob), top })
-    }
-
-    fn pick(&mut self, logits: &mut [f32]) -> Result<Token, String> {
-        if let Some(constraint) = &mut self.constraint {
-            constraint.mask(logits).map_err(|error| error.to_string())?;
-        }
-        let token = self.sampler.pick(logits, self.step);
-        if let Some(constraint) = &mut self.constraint {
-            constraint.accept(token).map_err(|error| error.to_string())?;
-        }
-        Ok(token)
-    }
-
-    /// Takes a token into the answer; the finish when that completes what the grammar asks for.
-    fn advance(&mut self, token: Token) -> Option<Finish> {
-        self.sampler.accept(token);
-        self.step += 1;
-        let complete = self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete());
-        let stop = self.stop_tokens.first().filter(|_| complete)?;
-        Some(Finish::Stop(*stop))
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::stage::StageSlice;
+
 /// Which kernels compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
@@ -36,6 +38,8 @@ pub struct EmbeddedConfig {
     pub gpu_layers: u32,
     /// Most prefill tokens of a step; `None` lets the measured speed decide.
     pub prefill_chunk: Option<u32>,
+    /// The file is this slice of a model: for [`EmbeddedStage`](crate::EmbeddedStage).
+    pub stage: Option<StageSlice>,
 }
 
 impl EmbeddedConfig {
@@ -55,6 +59,7 @@ impl EmbeddedConfig {
             cache_dir: None,
             gpu_layers: 0,
             prefill_chunk: None,
+            stage: None,
         }
     }
 }

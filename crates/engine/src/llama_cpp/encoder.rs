@@ -65,6 +65,7 @@ pub fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(En
         context_tokens,
         vocabulary_size,
         embedding_width: Some(width),
+        row_width: width,
         weight_bytes,
         kv_bytes: 0,
         sandbox,
@@ -169,9 +170,10 @@ impl<'m> Server<'m> {
             }
             Incoming::Other(ToEngine::Ping { nonce }) => ipc::write(output, &FromEngine::Pong { nonce }),
             Incoming::Other(ToEngine::ProbeSandbox) => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),
-            Incoming::Other(ToEngine::Load(_) | ToEngine::Generate(_)) | Incoming::Generate(..) => {
-                Err(io::Error::other("a message out of turn"))
-            }
+            Incoming::Generate(..)
+            | Incoming::Other(
+                ToEngine::Load(_) | ToEngine::Generate(_) | ToEngine::Open { .. } | ToEngine::Feed { .. },
+            ) => Err(io::Error::other("a message out of turn")),
         }
     }
 

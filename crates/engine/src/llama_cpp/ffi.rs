@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 mod encoder;
+mod rows;
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use super::pace;
 
 pub use encoder::{Encoder, EncoderOptions};
+pub use rows::{Span, TokenTable};
 
 /// The last error that llama.cpp logged: the reason when a call returns null.
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
@@ -151,7 +153,7 @@ impl Model {
         positive(layers).saturating_mul(positive(kv_heads)).saturating_mul(key.saturating_add(value)).saturating_mul(2)
     }
 
-    /// Numbers of a vector that an encoder gives.
+    /// Numbers of a row between layers, and of a vector that an encoder gives.
     pub fn embedding_width(&self) -> u32 {
         // SAFETY: reads a field of a live model.
         u32::try_from(unsafe { sys::llama_model_n_embd(self.ptr()) }).unwrap_or(0)
@@ -322,6 +324,8 @@ pub struct ContextOptions {
     /// Most logits a step.
     pub outputs: u32,
     pub flash_attention: bool,
+    /// Keeps the rows that come out of the last layer, for [`Context::rows_out`]; the head's logits mean nothing then.
+    pub rows_out: bool,
 }
 
 /// One token of a step.
@@ -344,8 +348,12 @@ pub struct Context<'m> {
     /// Outputs of the last step, as indices into its batch.
     outputs: Vec<bool>,
     buffers: BatchBuffers,
-    /// Where the KV cache lies; ggml's callback holds a pointer to it.
-    cache: Box<CacheBuffers>,
+    /// Numbers of a row between layers.
+    width: usize,
+    /// What is seen of steps; ggml's callback holds a pointer to it.
+    watch: Box<Watch>,
+    /// Of the last [`Context::decode_rows`].
+    rows_out: Vec<f32>,
     model: PhantomData<&'m Model>,
 }
 
@@ -379,10 +387,13 @@ impl<'m> Context<'m> {
         params.kv_unified = false;
         params.swa_full = true;
         params.no_perf = true;
-        let cache = Box::new(CacheBuffers::default());
-        params.cb_eval = Some(note_cache);
-        params.cb_eval_user_data = std::ptr::from_ref(&*cache).cast_mut().cast();
-        // SAFETY: `model` is live; `params` points to `cache`, which lives as long as the context and does not move.
+        let watch = Box::new(Watch {
+            cache: CacheBuffers::default(),
+            capture: options.rows_out.then(|| rows::Capture::of_last_layer(model)).transpose()?,
+        });
+        params.cb_eval = Some(watch_node);
+        params.cb_eval_user_data = std::ptr::from_ref(&*watch).cast_mut().cast();
+        // SAFETY: `model` is live; `params` points to `watch`, which lives as long as the context and does not move.
         let context = unsafe { sys::llama_init_from_model(model.ptr(), params) };
         let context = NonNull::new(context).ok_or_else(|| last_error("llama.cpp makes no context"))?;
         let mut context = Self {
@@ -393,7 +404,9 @@ impl<'m> Context<'m> {
             vocabulary: model.vocabulary_size() as usize,
             outputs: Vec::new(),
             buffers: BatchBuffers::default(),
-            cache,
+            width: model.embedding_width() as usize,
+            watch,
+            rows_out: Vec::new(),
             model: PhantomData,
         };
         context.pools =
@@ -417,8 +430,8 @@ impl<'m> Context<'m> {
     #[cfg(target_os = "linux")]
     pub fn release_cache(&mut self) {
         const PAGE: usize = 65_536;
-        self.cache.closed.store(true, Ordering::Relaxed);
-        for buffer in self.cache.found.lock().drain(..) {
+        self.watch.cache.closed.store(true, Ordering::Relaxed);
+        for buffer in self.watch.cache.found.lock().drain(..) {
             // SAFETY: the buffer belongs to this context. Only whole pages inside it are given back; they are private
             // anonymous memory from malloc and read as zeros afterwards, as llama.cpp left them. Nothing computes.
             unsafe {
@@ -435,7 +448,7 @@ impl<'m> Context<'m> {
 
     #[cfg(not(target_os = "linux"))]
     pub fn release_cache(&mut self) {
-        self.cache.closed.store(true, Ordering::Relaxed);
+        self.watch.cache.closed.store(true, Ordering::Relaxed);
     }
 
     /// Numbers of threads to choose from.
@@ -521,28 +534,45 @@ struct CacheBuffers {
     closed: AtomicBool,
 }
 
-/// Called by ggml for every node of a graph before it computes. Asks for nothing; notes buffers until told to stop.
-unsafe extern "C" fn note_cache(node: *mut sys::ggml_tensor, _ask: bool, cache: *mut c_void) -> bool {
-    // SAFETY: `cache` is what `Context::new` set, alive as long as the context; only shared references are made of it.
-    let Some(cache) = (unsafe { cache.cast::<CacheBuffers>().as_ref() }) else { return false };
-    if cache.closed.load(Ordering::Relaxed) {
-        return false;
+/// What ggml's callback looks for.
+struct Watch {
+    cache: CacheBuffers,
+    capture: Option<rows::Capture>,
+}
+
+/// Called by ggml for every node of a graph before it computes, and again after those that were asked for.
+unsafe extern "C" fn watch_node(node: *mut sys::ggml_tensor, ask: bool, watch: *mut c_void) -> bool {
+    // SAFETY: `watch` is what `Context::new` set, alive as long as the context; only shared references are made of it.
+    let Some(watch) = (unsafe { watch.cast::<Watch>().as_ref() }) else { return false };
+    // SAFETY: ggml passes a live node.
+    let Some(tensor) = (unsafe { node.as_ref() }) else { return false };
+    let is_wanted = watch.capture.as_ref().is_some_and(|capture| capture.wants(tensor));
+    match (&watch.capture, ask) {
+        (Some(capture), false) if is_wanted => capture.take(tensor),
+        _ => watch.cache.note(tensor),
     }
-    // SAFETY: ggml passes a live node; sources and what they are views of live as long as the graph. The name is an
-    // array that ends in a NUL.
-    unsafe {
-        let Some(node) = node.as_ref() else { return false };
-        for source in node.src.iter().filter_map(|source| source.as_ref()) {
-            let root = source.view_src.as_ref().unwrap_or(source);
-            let name = CStr::from_ptr(root.name.as_ptr()).to_bytes();
-            let Some(buffer) = NonNull::new(root.buffer) else { continue };
-            let mut found = cache.found.lock();
-            if (name.starts_with(b"cache_k_l") || name.starts_with(b"cache_v_l")) && !found.contains(&buffer) {
-                found.push(buffer);
+    is_wanted
+}
+
+impl CacheBuffers {
+    /// Notes the buffers that the node reads keys and values from, until told to stop.
+    fn note(&self, node: &sys::ggml_tensor) {
+        if self.closed.load(Ordering::Relaxed) {
+            return;
+        }
+        // SAFETY: sources and what they are views of live as long as the graph. The name is an array that ends in a NUL.
+        unsafe {
+            for source in node.src.iter().filter_map(|source| source.as_ref()) {
+                let root = source.view_src.as_ref().unwrap_or(source);
+                let name = CStr::from_ptr(root.name.as_ptr()).to_bytes();
+                let Some(buffer) = NonNull::new(root.buffer) else { continue };
+                let mut found = self.found.lock();
+                if (name.starts_with(b"cache_k_l") || name.starts_with(b"cache_v_l")) && !found.contains(&buffer) {
+                    found.push(buffer);
+                }
             }
         }
     }
-    false
 }
 
 /// Threads that stay between steps; without it ggml starts new ones at every step.

@@ -14,8 +14,16 @@ use super::{
     messages::{Embed, FromEngine, Generate, JobEvent, Progress, ToEngine},
     speeds::Speeds,
 };
-use crate::{CancelGuard, EngineError, Event, Generation, Load, ipc, sandbox::SandboxProbe};
+use crate::{
+    CancelGuard, EngineError, Event, Generation, Load, ipc,
+    sandbox::SandboxProbe,
+    stage::{Input, StageEvent, StageSession},
+};
 
+/// Feeds that may wait to be written.
+const FEEDS_MAX: usize = 16_384;
+/// Events of a session of a stage beside one for each of its rows.
+const STAGE_EVENTS_EXTRA: usize = 256;
 /// Cancels and pings that may wait to be written beside one message a job.
 const OUTBOX_EXTRA: usize = 256;
 
@@ -53,6 +61,7 @@ struct State {
     pid: Option<u32>,
     jobs: HashMap<u64, mpsc::Sender<Event>>,
     embeddings: HashMap<u64, oneshot::Sender<Embedded>>,
+    stages: HashMap<u64, mpsc::Sender<StageEvent>>,
     next_id: u64,
     outbox: VecDeque<(Option<u64>, Bytes)>,
     pinged: Option<Instant>,
@@ -71,6 +80,7 @@ impl Jobs {
             pid: None,
             jobs: HashMap::new(),
             embeddings: HashMap::new(),
+            stages: HashMap::new(),
             next_id: 0,
             outbox: VecDeque::new(),
             pinged: None,
@@ -101,6 +111,9 @@ impl Jobs {
         state.probes.clear();
         for (_, events) in state.jobs.drain() {
             let _ = events.try_send(Event::Failed(error.clone()));
+        }
+        for (_, events) in state.stages.drain() {
+            let _ = events.try_send(StageEvent::Failed(error.clone()));
         }
         for (_, vectors) in state.embeddings.drain() {
             let _ = vectors.send(Err(error.clone()));
@@ -165,9 +178,50 @@ impl Jobs {
         Ok((vectors, CancelGuard::new(move || jobs.cancel(id))))
     }
 
+    /// Begins a session of a stage; the last stage's begins with what it draws.
+    pub fn open_stage(
+        self: &Arc<Self>,
+        head: Option<impl FnOnce(u64) -> Generate>,
+    ) -> Result<StageSession, EngineError> {
+        let mut state = self.state.lock();
+        let id = state.next_id(usize::from(self.bounds.slots))?;
+        let (sender, events) = mpsc::channel(self.bounds.context_tokens as usize + STAGE_EVENTS_EXTRA);
+        state.stages.insert(id, sender);
+        let opening = match head {
+            Some(head) => ToEngine::Generate(Box::new(head(id))),
+            None => ToEngine::Open { id },
+        };
+        state.outbox.push_back((Some(id), ipc::frame(&opening)));
+        drop(state);
+        self.outgoing.notify_one();
+        let (feeding, closing) = (self.clone(), self.clone());
+        Ok(StageSession {
+            events,
+            feed: Box::new(move |from, input| feeding.feed(id, from, input)),
+            _guard: CancelGuard::new(move || closing.cancel(id)),
+        })
+    }
+
+    fn feed(&self, id: u64, from: u32, input: Input) -> Result<(), EngineError> {
+        let mut state = self.state.lock();
+        if !state.stages.contains_key(&id) {
+            return Err(EngineError::Died);
+        }
+        if state.outbox.len() >= FEEDS_MAX {
+            return Err(EngineError::Busy);
+        }
+        state.outbox.push_back((None, ipc::frame(&ToEngine::Feed { id, from, input })));
+        drop(state);
+        self.outgoing.notify_one();
+        Ok(())
+    }
+
     fn cancel(&self, id: u64) {
         let mut state = self.state.lock();
-        if state.jobs.remove(&id).is_none() && state.embeddings.remove(&id).is_none() {
+        let was_running = state.jobs.remove(&id).is_some()
+            || state.embeddings.remove(&id).is_some()
+            || state.stages.remove(&id).is_some();
+        if !was_running {
             return;
         }
         state.send_cancel(id);
@@ -242,7 +296,7 @@ impl Jobs {
 
 impl State {
     fn running(&self) -> usize {
-        self.jobs.len() + self.embeddings.len()
+        self.jobs.len() + self.embeddings.len() + self.stages.len()
     }
 
     /// The id of one more job, where there is room for it.
@@ -280,12 +334,16 @@ impl State {
             let _ = vectors.send(result);
             return Ok(());
         }
+        if self.stages.contains_key(&id) {
+            return self.pass_on_stage(id, progress);
+        }
         let Some(events) = self.jobs.get(&id) else { return Ok(()) };
         let (event, last) = match progress {
             Progress::Queued(before) => (Event::Queued(before), false),
             Progress::Token(token) => (Event::Tokens(vec![token]), false),
             Progress::Finished(finish, usage) => (Event::Finished(finish, usage), true),
             Progress::Embedded(_) => return Err("it answers a prompt with vectors"),
+            Progress::Rows { .. } | Progress::Drawn { .. } => return Err("it answers a prompt as a stage"),
             Progress::Invalid(why) => (Event::Failed(EngineError::Invalid(why)), true),
         };
         let sent = events.try_send(event);
@@ -299,6 +357,27 @@ impl State {
                 self.jobs.remove(&id);
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A session whose events nobody takes ends.
+    fn pass_on_stage(&mut self, id: u64, progress: Progress) -> Result<(), &'static str> {
+        let (event, last) = match progress {
+            Progress::Rows { from, rows } => (StageEvent::Rows { from, rows }, false),
+            Progress::Drawn { tokens, from, feed } => (StageEvent::Drawn { tokens, from, feed }, false),
+            Progress::Finished(finish, usage) => (StageEvent::Finished(finish, usage), true),
+            Progress::Invalid(why) => (StageEvent::Failed(EngineError::Invalid(why)), true),
+            Progress::Queued(_) | Progress::Token(_) | Progress::Embedded(_) => {
+                return Err("a stage answers as a whole model");
+            }
+        };
+        let taken = self.stages.get(&id).is_some_and(|events| events.try_send(event).is_ok());
+        if last || !taken {
+            self.stages.remove(&id);
+        }
+        if !last && !taken {
+            self.send_cancel(id);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use opengrid_protocol::codec;
+use opengrid_protocol::{Layers, codec};
 use serde::Serialize;
 
 use super::{EmbeddedConfig, Mode, messages::Measured};
@@ -26,6 +26,7 @@ struct Key<'a> {
     mode: Mode,
     threads: u32,
     gpu_layers: u32,
+    layers: Option<Layers>,
 }
 
 /// Where the result of this configuration lies; `None` without a cache directory.
@@ -48,14 +49,17 @@ pub fn path(config: &EmbeddedConfig) -> io::Result<Option<PathBuf>> {
         mode: config.mode,
         threads: config.threads,
         gpu_layers: config.gpu_layers,
+        layers: config.stage.as_ref().map(|stage| stage.layers),
     };
     let name = blake3::hash(&codec::encode(&key)).to_hex();
     Ok(Some(directory.join(format!("engine-{}.json", &name[..32]))))
 }
 
-/// What names the weights in the class.
+/// What names the weights in the class: those of a slice by model and layers.
 pub fn identity(config: &EmbeddedConfig, file_bytes: u64) -> Vec<u8> {
-    config.model_root.map_or_else(|| file_bytes.to_le_bytes().to_vec(), |root| root.to_vec())
+    let mut identity = config.model_root.map_or_else(|| file_bytes.to_le_bytes().to_vec(), |root| root.to_vec());
+    identity.extend(config.stage.iter().flat_map(|stage| codec::encode(&stage.layers)));
+    identity
 }
 
 /// Model name and features of the first processor; empty where the system does not say.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use opengrid_protocol::{
     Sampling,
     beacon::Class,
@@ -10,7 +11,10 @@ use opengrid_protocol::{
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, speeds::Speeds};
-use crate::sandbox::{Devices, SandboxProbe};
+use crate::{
+    sandbox::{Devices, SandboxProbe},
+    stage::{Input, StageSlice},
+};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToEngine {
@@ -19,6 +23,16 @@ pub enum ToEngine {
     Generate(Box<Generate>),
     /// For an embedding model, in place of `Generate`.
     Embed(Box<Embed>),
+    /// To a stage: a new session. The last stage's sessions begin with `Generate`.
+    Open {
+        id: u64,
+    },
+    /// To a stage: what a session computes next.
+    Feed {
+        id: u64,
+        from: u32,
+        input: Input,
+    },
     Cancel {
         id: u64,
     },
@@ -62,6 +76,8 @@ pub struct Load {
     pub model_identity: Vec<u8>,
     /// From an earlier start: neither self-test nor measurement is run.
     pub known: Option<Measured>,
+    /// The file is a slice: the child is a stage.
+    pub stage: Option<StageSlice>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,6 +90,8 @@ pub struct Ready {
     pub vocabulary_size: u32,
     /// Numbers of a vector, where the model makes embeddings.
     pub embedding_width: Option<u32>,
+    /// Numbers of a row between layers.
+    pub row_width: u32,
     pub weight_bytes: u64,
     pub kv_bytes: u64,
     /// What confines the child, for people.
@@ -119,6 +137,17 @@ pub enum Progress {
     Queued(u32),
     Token(TokenOut),
     Finished(Finish, Usage),
+    /// Of a stage: rows that came out, F32 little-endian, from position `from` on.
+    Rows {
+        from: u32,
+        rows: Bytes,
+    },
+    /// Of the last stage: new tokens, and what the first stage is to compute next.
+    Drawn {
+        tokens: Vec<TokenOut>,
+        from: u32,
+        feed: Vec<Token>,
+    },
     /// A vector of length 1 for each text: the end of an `Embed`.
     Embedded(Vec<Vec<f32>>),
     /// The request itself is at fault: its grammar.

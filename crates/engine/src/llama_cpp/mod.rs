@@ -5,6 +5,7 @@
 //! embedding models), `pace` (how many threads), `grammars`,
 //! `self_test`, `budget`, `ffi`. `speeds` is known to both.
 
+mod answer;
 mod budget;
 mod child;
 mod config;
@@ -15,8 +16,12 @@ mod jobs;
 mod measured;
 mod messages;
 mod pace;
+#[cfg(test)]
+mod parity_tests;
 mod self_test;
 pub(crate) mod speeds;
+mod stage;
+mod stage_child;
 mod supervisor;
 
 use std::sync::Arc;
@@ -33,6 +38,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) use child::run as run_child;
 pub use config::{EmbeddedConfig, Mode};
+pub use stage::EmbeddedStage;
 
 use self::{
     jobs::{Bounds, Jobs},
@@ -104,34 +110,6 @@ impl EmbeddedEngine {
         self.jobs.probe_sandbox().ok_or(EngineError::Died)?.await.map_err(|_| EngineError::Died)
     }
 
-    fn check(&self, request: &GenerateRequest) -> Result<(), EngineError> {
-        let known = |tokens: &[u32]| tokens.iter().all(|token| *token < self.vocabulary_size);
-        let rules = [
-            (self.embedding_width.is_none(), "this model makes embeddings, no text"),
-            (!request.tokens.is_empty(), "at least one token is needed"),
-            (request.tokens.len() <= PROMPT_TOKENS_MAX, "too many tokens"),
-            (known(&request.tokens), "a token lies outside the vocabulary"),
-            (request.stop_tokens.len() <= STOP_TOKENS_MAX, "too many stop tokens"),
-            (request.completion_tokens_max <= COMPLETION_TOKENS_MAX, "completion_tokens_max is too large"),
-            (request.top_logprobs.is_none_or(|n| n <= TOP_LOGPROBS_MAX), "too many top_logprobs"),
-            (request.grammar.as_ref().is_none_or(|text| text.len() <= GRAMMAR_BYTES_MAX), "the grammar is too large"),
-            (request.grammar.is_none() || !request.stop_tokens.is_empty(), "a grammar needs a stop token"),
-            (
-                request.prompt_tokens >= 1 && request.prompt_tokens as usize <= request.tokens.len(),
-                "prompt_tokens must lie in 1..=tokens",
-            ),
-        ];
-        if let Some((_, why)) = rules.iter().find(|(holds, _)| !holds) {
-            return Err(EngineError::Invalid((*why).to_owned()));
-        }
-        request.sampling.check().map_err(|error| EngineError::Invalid(error.to_string()))?;
-        let (needed, context_tokens) = (request.tokens.len() as u32 + 1, self.capabilities.context_tokens);
-        if needed > context_tokens {
-            return Err(EngineError::ContextTooSmall { needed, context_tokens });
-        }
-        Ok(())
-    }
-
     /// The width of the vectors of texts that can be embedded.
     fn check_texts(&self, texts: &[Vec<Token>]) -> Result<usize, EngineError> {
         let invalid = |why: &str| EngineError::Invalid(why.to_owned());
@@ -165,30 +143,11 @@ impl Engine for EmbeddedEngine {
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
-        self.check(&request)?;
-        let GenerateRequest {
-            client,
-            tokens,
-            prompt_tokens,
-            completion_tokens_max,
-            stop_tokens,
-            sampling,
-            top_logprobs,
-            grammar,
-            tier,
-        } = request;
-        self.jobs.submit(|id| Generate {
-            id,
-            client,
-            tokens,
-            prompt_tokens,
-            completion_tokens_max,
-            stop_tokens,
-            sampling,
-            top_logprobs,
-            grammar,
-            tier,
-        })
+        if self.embedding_width.is_some() {
+            return Err(EngineError::Invalid("this model makes embeddings, no text".to_owned()));
+        }
+        check(&request, self.vocabulary_size, self.capabilities.context_tokens)?;
+        self.jobs.submit(|id| generate(request, id))
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<Vec<Vec<f32>>, EngineError> {
@@ -211,9 +170,61 @@ impl Engine for EmbeddedEngine {
     }
 }
 
+/// What an honest node would not ask of a model with this vocabulary and context.
+fn check(request: &GenerateRequest, vocabulary_size: u32, context_tokens: u32) -> Result<(), EngineError> {
+    let known = |tokens: &[u32]| tokens.iter().all(|token| *token < vocabulary_size);
+    let rules = [
+        (!request.tokens.is_empty(), "at least one token is needed"),
+        (request.tokens.len() <= PROMPT_TOKENS_MAX, "too many tokens"),
+        (known(&request.tokens), "a token lies outside the vocabulary"),
+        (request.stop_tokens.len() <= STOP_TOKENS_MAX, "too many stop tokens"),
+        (request.completion_tokens_max <= COMPLETION_TOKENS_MAX, "completion_tokens_max is too large"),
+        (request.top_logprobs.is_none_or(|n| n <= TOP_LOGPROBS_MAX), "too many top_logprobs"),
+        (request.grammar.as_ref().is_none_or(|text| text.len() <= GRAMMAR_BYTES_MAX), "the grammar is too large"),
+        (request.grammar.is_none() || !request.stop_tokens.is_empty(), "a grammar needs a stop token"),
+        (
+            request.prompt_tokens >= 1 && request.prompt_tokens as usize <= request.tokens.len(),
+            "prompt_tokens must lie in 1..=tokens",
+        ),
+    ];
+    if let Some((_, why)) = rules.iter().find(|(holds, _)| !holds) {
+        return Err(EngineError::Invalid((*why).to_owned()));
+    }
+    request.sampling.check().map_err(|error| EngineError::Invalid(error.to_string()))?;
+    let needed = request.tokens.len() as u32 + 1;
+    if needed > context_tokens {
+        return Err(EngineError::ContextTooSmall { needed, context_tokens });
+    }
+    Ok(())
+}
+
+fn generate(request: GenerateRequest, id: u64) -> Generate {
+    let GenerateRequest {
+        client,
+        tokens,
+        prompt_tokens,
+        completion_tokens_max,
+        stop_tokens,
+        sampling,
+        top_logprobs,
+        grammar,
+        tier,
+    } = request;
+    Generate {
+        id,
+        client,
+        tokens,
+        prompt_tokens,
+        completion_tokens_max,
+        stop_tokens,
+        sampling,
+        top_logprobs,
+        grammar,
+        tier,
+    }
+}
+
 fn capabilities(config: &EmbeddedConfig, ready: &Ready) -> Capabilities {
-    let device = if config.gpu_layers > 0 { "gpu" } else { "cpu" };
-    let kind = if matches!(ready.measured.class, Class::Exact(_)) { "exact" } else { "approximate" };
     Capabilities {
         class: ready.measured.class,
         features: if ready.embedding_width.is_some() { Features::EMBED } else { Features::EMBEDDED },
@@ -223,9 +234,12 @@ fn capabilities(config: &EmbeddedConfig, ready: &Ready) -> Capabilities {
         decode_tokens_per_s: ready.measured.decode_tokens_per_s,
         prefill_tokens_per_s: ready.measured.prefill_tokens_per_s,
         memory_bytes: ready.weight_bytes.saturating_add(ready.kv_bytes),
-        description: format!(
-            "llama.cpp {LLAMA_CPP} ({device}, {kind}, {} threads; sandbox: {})",
-            config.threads, ready.sandbox
-        ),
+        description: description(config, ready),
     }
+}
+
+fn description(config: &EmbeddedConfig, ready: &Ready) -> String {
+    let device = if config.gpu_layers > 0 { "gpu" } else { "cpu" };
+    let kind = if matches!(ready.measured.class, Class::Exact(_)) { "exact" } else { "approximate" };
+    format!("llama.cpp {LLAMA_CPP} ({device}, {kind}, {} threads; sandbox: {})", config.threads, ready.sandbox)
 }

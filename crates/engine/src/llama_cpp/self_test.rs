@@ -25,12 +25,38 @@ const NEIGHBOUR_SLOT: usize = 1;
 
 type Rows = Vec<Vec<f32>>;
 
+/// What is tested: a whole model, or a stage of one, which takes a row made up for each token and gives rows or logits.
+pub trait Subject {
+    fn cut(&mut self, slot: usize, keep: usize);
+
+    /// # Errors
+    /// When llama.cpp fails.
+    fn compute(&mut self, batch: &[BatchToken]) -> Result<(), String>;
+
+    /// What came out for entry `index` of the last batch, which was marked as output.
+    fn output(&mut self, index: usize) -> Option<&[f32]>;
+}
+
+impl Subject for Context<'_> {
+    fn cut(&mut self, slot: usize, keep: usize) {
+        self.truncate(slot, keep);
+    }
+
+    fn compute(&mut self, batch: &[BatchToken]) -> Result<(), String> {
+        self.decode(batch)
+    }
+
+    fn output(&mut self, index: usize) -> Option<&[f32]> {
+        self.logits(index).map(|logits| &*logits)
+    }
+}
+
 /// Class and speed, with the reason when it is not exact. The cache is empty afterwards.
 ///
 /// # Errors
 /// When llama.cpp fails.
 pub fn run(
-    context: &mut Context<'_>,
+    context: &mut impl Subject,
     slots: usize,
     vocabulary: u32,
     identity: Option<&[u8]>,
@@ -49,7 +75,7 @@ pub fn run(
         }
     };
     for slot in 0..slots {
-        context.truncate(slot, 0);
+        context.cut(slot, 0);
     }
     let per_second = |count: usize, time: Duration| count as f32 / time.as_secs_f32().max(1e-6);
     let measured = Measured {
@@ -73,36 +99,36 @@ fn entry(tokens: &[Token], position: usize, slot: usize) -> BatchToken {
     BatchToken { token: tokens[position], position, slot, output: position + COMPARED >= SEQUENCE }
 }
 
-fn prefill(context: &mut Context<'_>, tokens: &[Token], chunks: &[usize]) -> Result<Rows, String> {
-    context.truncate(0, 0);
+fn prefill(context: &mut impl Subject, tokens: &[Token], chunks: &[usize]) -> Result<Rows, String> {
+    context.cut(0, 0);
     let mut rows = Rows::new();
     let mut from = 0;
     for chunk in chunks {
         let batch: Vec<BatchToken> = (from..from + chunk).map(|position| entry(tokens, position, 0)).collect();
-        context.decode(&batch)?;
+        context.compute(&batch)?;
         collect(context, &batch, 0, &mut rows);
         from += chunk;
     }
     Ok(rows)
 }
 
-fn collect(context: &mut Context<'_>, batch: &[BatchToken], slot: usize, rows: &mut Rows) {
+fn collect(context: &mut impl Subject, batch: &[BatchToken], slot: usize, rows: &mut Rows) {
     for (index, _) in batch.iter().enumerate().filter(|(_, token)| token.slot == slot && token.output) {
-        rows.extend(context.logits(index).map(|row| row.to_vec()));
+        rows.extend(context.output(index).map(<[f32]>::to_vec));
     }
 }
 
 /// Prefills all but the last positions beside a neighbour's first, then decodes the rest one by one while the
 /// neighbour is prefilled in pieces.
 fn decode_amid_others(
-    context: &mut Context<'_>,
+    context: &mut impl Subject,
     tokens: &[Token],
     slots: usize,
     vocabulary: u32,
 ) -> Result<Rows, String> {
     let neighbour = known_tokens(vocabulary, 1);
     for slot in 0..slots.min(2) {
-        context.truncate(slot, 0);
+        context.cut(slot, 0);
     }
     let mut rows = Rows::new();
     let mut neighbour_at = 0;
@@ -115,16 +141,16 @@ fn decode_amid_others(
             batch.extend((neighbour_at..until).map(|position| entry(&neighbour, position, NEIGHBOUR_SLOT)));
             neighbour_at = until;
         }
-        context.decode(&batch)?;
+        context.compute(&batch)?;
         collect(context, &batch, 0, &mut rows);
     }
     Ok(rows)
 }
 
 /// Steps of one stream and the time they took, after what [`prefill`] left in slot 0.
-fn time_decode(context: &mut Context<'_>, tokens: &[Token]) -> Result<(usize, Duration), String> {
-    let step = |context: &mut Context<'_>, index: usize| {
-        context.decode(&[BatchToken { token: tokens[index], position: SEQUENCE + index, slot: 0, output: true }])
+fn time_decode<S: Subject>(context: &mut S, tokens: &[Token]) -> Result<(usize, Duration), String> {
+    let step = |context: &mut S, index: usize| {
+        context.compute(&[BatchToken { token: tokens[index], position: SEQUENCE + index, slot: 0, output: true }])
     };
     step(context, 0)?;
     let started = Instant::now();
@@ -132,7 +158,7 @@ fn time_decode(context: &mut Context<'_>, tokens: &[Token]) -> Result<(usize, Du
     while steps < TIMED_STEPS && started.elapsed().as_millis() < TIMED_MS_MAX {
         steps += 1;
         step(context, steps)?;
-        context.logits(0);
+        context.output(0);
     }
     Ok((steps, started.elapsed()))
 }

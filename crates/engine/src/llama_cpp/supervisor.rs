@@ -194,6 +194,7 @@ fn prepare(config: &EmbeddedConfig) -> Result<(Load, Option<PathBuf>), String> {
         prefill_chunk: config.prefill_chunk,
         model_identity: measured::identity(config, file.len()),
         known,
+        stage: config.stage.clone(),
     };
     Ok((load, cache))
 }

@@ -1,12 +1,12 @@
-//! Which models may be cut. The list is earned: `crates/engine/tests/slices.rs` compares every legal cut of a model of
-//! each architecture with the whole, to the bit. What the sources of llama.cpp 0.1.161 (`src/models/*.cpp`) say of an
+//! Which models may be cut. The list is earned: the `engine`'s `parity_tests` compare every cut of a model of each
+//! architecture with the whole, to the bit. What the sources of llama.cpp 0.1.161 (`src/models/*.cpp`) say of an
 //! architecture stands beside its rules.
 
 use super::SliceError;
-use crate::gguf::{Gguf, Value};
+use crate::gguf::Gguf;
 
 /// Architectures (`general.architecture`) that are cut.
-pub const ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "phi3"];
+pub const ARCHITECTURES: &[&str] = &["llama"];
 
 /// Keys under `<architecture>.` that may stay in a slice as they are, or whose list is cut. A key outside this list may
 /// be one whose meaning depends on a layer's number in the whole model.
@@ -50,11 +50,6 @@ const GLOBAL_TENSORS: &[&str] = &[
     "rope_factors_short.weight",
 ];
 
-/// gemma3 with so many layers is the 27B model, whose attention has another scale that no key tells.
-const GEMMA3_27B_LAYERS: u32 = 62;
-/// gemma3: every so many layers one sees all, unless the file says otherwise.
-const GEMMA3_PATTERN: u32 = 6;
-
 /// How one model is cut.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rules {
@@ -62,8 +57,6 @@ pub(super) struct Rules {
     pub layers: u32,
     /// Width of a row.
     pub width: u64,
-    /// By layer: whether it sees only its window. `None` where no layer's number decides.
-    pub sliding: Option<Vec<bool>>,
     /// What the rows of tokens are multiplied with before the first layer.
     pub embedding_scale: f32,
 }
@@ -81,15 +74,7 @@ impl Rules {
         check_tensors(gguf)?;
         let layers = u32::try_from(info.block_count).unwrap_or(u32::MAX);
         let width = info.embedding_length;
-        let is_gemma = architecture == "gemma3";
-        let sliding = if is_gemma { gemma_sliding(gguf, layers)? } else { None };
-        if is_gemma && layers >= GEMMA3_27B_LAYERS {
-            let why = "its number of layers decides about the scale of its attention";
-            return Err(SliceError::Unproven(why.to_owned()));
-        }
-        // As `sqrtf` of the width, which llama.cpp multiplies rows of tokens with, and no others.
-        let embedding_scale = if is_gemma { (width as f32).sqrt() } else { 1.0 };
-        Ok(Self { architecture, layers, width, sliding, embedding_scale })
+        Ok(Self { architecture, layers, width, embedding_scale: 1.0 })
     }
 }
 
@@ -121,22 +106,4 @@ pub(super) fn layer_of(name: &str) -> Option<(u32, &str)> {
     let number = layer.parse().ok()?;
     // One name only: no `+1`, no `01`.
     (u32::to_string(&number) == layer).then_some((number, rest))
-}
-
-/// `load_swa_pattern`: a list, or a period after which the last of each group sees all.
-fn gemma_sliding(gguf: &Gguf<'_>, layers: u32) -> Result<Option<Vec<bool>>, SliceError> {
-    let window = gguf.get("gemma3.attention.sliding_window").and_then(|value| value.as_u64());
-    if window.unwrap_or(0) == 0 {
-        return Ok(None);
-    }
-    let period = match gguf.get("gemma3.attention.sliding_window_pattern") {
-        None => GEMMA3_PATTERN,
-        Some(Value::Array(_)) => return Ok(None),
-        Some(value) => match value.as_u64().and_then(|period| u32::try_from(period).ok()) {
-            Some(period) => period,
-            None => return Err(SliceError::Unproven("its `sliding_window_pattern` is no number".to_owned())),
-        },
-    };
-    let is_sliding = |layer: u32| period == 0 || layer % period < period - 1;
-    Ok(Some((0..layers).map(is_sliding).collect()))
 }

@@ -17,23 +17,17 @@ pub(super) fn write(
     is_last: bool,
 ) -> Result<Writer, SliceError> {
     let key = |name: &str| format!("{}.{name}", rules.architecture);
-    let (block_count, vocab_size, pattern) =
-        (key("block_count"), key("vocab_size"), key("attention.sliding_window_pattern"));
+    let (block_count, vocab_size) = (key("block_count"), key("vocab_size"));
     let mut writer = Writer::new();
     for (name, value) in gguf.metadata() {
         let no_vocabulary = !is_last && (name.starts_with("tokenizer.") || *name == vocab_size);
-        let rewritten = *name == block_count || (*name == pattern && rules.sliding.is_some());
         // The slice has the alignment of its writer.
-        if no_vocabulary || rewritten || *name == "general.alignment" {
+        if no_vocabulary || *name == block_count || *name == "general.alignment" {
             continue;
         }
         writer = copy(writer, rules, name, value, layers)?;
     }
     writer = writer.u32(&block_count, layers.count());
-    if let Some(sliding) = &rules.sliding {
-        let cut = sliding.iter().skip(layers.from() as usize).take(layers.count() as usize);
-        writer = writer.bools(&pattern, &cut.copied().collect::<Vec<_>>());
-    }
     if !is_last {
         writer = writer.string("tokenizer.ggml.model", "no_vocab").u32(&vocab_size, NO_VOCABULARY_ROWS);
     }

@@ -1,0 +1,220 @@
+//! What earns an architecture its place in `opengrid_models::slice::ARCHITECTURES`: the slices of a model, one behind
+//! the other, give the logits of the whole model to the bit, at every cut, in chunks, amid other sessions.
+#![allow(clippy::unwrap_used)]
+
+use std::{fs::File, io::Write, path::Path};
+
+use opengrid_models::{
+    gguf::{Gguf, file::Header},
+    slice::{self, SlicePlan},
+    test_support::TinyModel,
+};
+use opengrid_protocol::{Layers, ModelRoot};
+use tempfile::TempDir;
+
+use super::ffi::{BatchToken, Context, ContextOptions, Model, ModelOptions, Span, TokenTable};
+
+const SLOTS: u16 = 4;
+const BATCH: u32 = 512;
+
+fn context(model: &Model, rows_out: bool) -> Context<'_> {
+    let options = ContextOptions {
+        slots: SLOTS,
+        context_tokens: 256,
+        threads: 2,
+        batch: BATCH,
+        outputs: BATCH,
+        flash_attention: false,
+        rows_out,
+    };
+    Context::new(model, options).unwrap()
+}
+
+fn load(path: &Path) -> Model {
+    Model::load(path, ModelOptions::default()).unwrap()
+}
+
+/// What several sessions compute in one step: of each slot, tokens from a position on.
+type Step = Vec<(usize, usize, Vec<u32>)>;
+
+/// Sessions of different lengths that begin at different steps, prefill in uneven chunks and decode amid each other.
+fn steps(vocabulary: u32, length: usize) -> Vec<Step> {
+    const CHUNKS: [usize; 6] = [7, 13, 1, 3, 1, 9];
+    let token = |slot: usize, at: usize| ((slot * 131 + at * 29 + at * at) as u32) % vocabulary;
+    let mut at = [0_usize; SLOTS as usize];
+    let mut steps = Vec::new();
+    for round in 0.. {
+        if at.iter().all(|at| *at == length) {
+            break;
+        }
+        let mut step = Step::new();
+        for slot in 0..usize::from(SLOTS) {
+            let chunk = CHUNKS[(round + slot * 2) % CHUNKS.len()].min(length - at[slot]);
+            if round < slot || chunk == 0 || (round + slot) % 5 == 4 {
+                continue;
+            }
+            step.push((slot, at[slot], (at[slot]..at[slot] + chunk).map(|at| token(slot, at)).collect()));
+            at[slot] += chunk;
+        }
+        if !step.is_empty() {
+            steps.push(step);
+        }
+    }
+    steps
+}
+
+/// The logits of every token of every step.
+fn whole(path: &Path, steps: &[Step]) -> Vec<Vec<f32>> {
+    let model = load(path);
+    let mut context = context(&model, false);
+    let mut logits = Vec::new();
+    for step in steps {
+        let batch: Vec<BatchToken> = step
+            .iter()
+            .flat_map(|(slot, from, tokens)| {
+                tokens.iter().enumerate().map(move |(at, token)| BatchToken {
+                    token: *token,
+                    position: from + at,
+                    slot: *slot,
+                    output: true,
+                })
+            })
+            .collect();
+        context.decode(&batch).unwrap();
+        logits.extend((0..batch.len()).map(|index| context.logits(index).unwrap().to_vec()));
+    }
+    logits
+}
+
+struct Slices {
+    files: Vec<std::path::PathBuf>,
+    first: SlicePlan,
+    _directory: TempDir,
+}
+
+/// Cuts the model before each of `cuts`.
+fn slices(path: &Path, cuts: &[u32]) -> Slices {
+    let header = Header::read(path).unwrap();
+    let gguf = header.parse().unwrap();
+    let layers = u32::try_from(gguf.info().unwrap().block_count).unwrap();
+    let ends: Vec<u32> = std::iter::once(0).chain(cuts.iter().copied()).chain([layers]).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let plan = |from, to| slice::plan(&gguf, ModelRoot([0; 32]), Layers::new(from, to).unwrap()).unwrap();
+    let files = ends
+        .windows(2)
+        .map(|pair| {
+            let file = directory.path().join(format!("{}.gguf", pair[0]));
+            write(&plan(pair[0], pair[1]), path, &file);
+            file
+        })
+        .collect();
+    Slices { files, first: plan(0, ends[1]), _directory: directory }
+}
+
+fn write(plan: &SlicePlan, from: &Path, to: &Path) {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut source = File::open(from).unwrap();
+    let mut file = File::create(to).unwrap();
+    let read = |at: u64, buffer: &mut [u8]| {
+        source.seek(SeekFrom::Start(at))?;
+        source.read_exact(buffer)
+    };
+    plan.file.write(read, |part| file.write_all(part)).unwrap();
+}
+
+/// The logits of every token, through the slices one behind the other.
+fn sliced(model: &Path, slices: &Slices, steps: &[Step]) -> Vec<Vec<f32>> {
+    let table = slices.first.embedding;
+    let sizes = [table.offset, table.width, table.rows, table.row_bytes];
+    let mut table = TokenTable::new(File::open(model).unwrap(), sizes, table.kind, table.scale).unwrap();
+    let models: Vec<Model> = slices.files.iter().map(|path| load(path)).collect();
+    let last = models.len() - 1;
+    let mut contexts: Vec<Context<'_>> =
+        models.iter().enumerate().map(|(at, model)| context(model, at != last)).collect();
+    let mut logits = Vec::new();
+    for step in steps {
+        let spans: Vec<Span> = step
+            .iter()
+            .map(|(slot, from, tokens)| Span { slot: *slot, from: *from, rows: tokens.len(), outputs: tokens.len() })
+            .collect();
+        let mut rows = Vec::new();
+        step.iter().for_each(|(_, _, tokens)| table.look_up(tokens, &mut rows).unwrap());
+        for context in &mut contexts {
+            context.decode_rows(&spans, &rows).unwrap();
+            rows = context.rows_out().to_vec();
+        }
+        let count: usize = spans.iter().map(|span| span.rows).sum();
+        logits.extend((0..count).map(|index| contexts[last].logits(index).unwrap().to_vec()));
+    }
+    logits
+}
+
+/// The largest difference of any logit; 0 only where all are equal.
+fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let pairs = a.iter().flatten().zip(b.iter().flatten());
+    pairs
+        .map(|(a, b)| if a.to_bits() == b.to_bits() { 0.0 } else { (a - b).abs().max(f32::MIN_POSITIVE) })
+        .fold(0.0, f32::max)
+}
+
+fn vocabulary(path: &Path) -> u32 {
+    let header = Header::read(path).unwrap();
+    let info = header.parse().and_then(|gguf: Gguf<'_>| gguf.info()).unwrap();
+    u32::try_from(info.tokens).unwrap()
+}
+
+/// What a cut that is wrong by a little would do: the comparison must see it.
+#[test]
+fn wrong_cuts_are_seen() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    std::fs::write(&path, TinyModel { layers: 6, ..TinyModel::default() }.to_bytes()).unwrap();
+    let steps = steps(vocabulary(&path), 30);
+    let expected = whole(&path, &steps);
+    let right = slices(&path, &[2, 4]);
+    assert_eq!(difference(&sliced(&path, &right, &steps), &expected), 0.0);
+    let with = |files: [usize; 3], scale: f32| {
+        let mut wrong = slices(&path, &[2, 4]);
+        wrong.files = files.iter().map(|at| wrong.files[*at].clone()).collect();
+        wrong.first.embedding.scale *= scale;
+        difference(&sliced(&path, &wrong, &steps), &expected)
+    };
+    assert!(with([1, 0, 2], 1.0) > 0.0, "layers shifted");
+    assert!(with([0, 0, 2], 1.0) > 0.0, "layers twice");
+    assert!(with([0, 1, 2], 1.01) > 0.0, "another scale");
+    let mut skipped = slices(&path, &[2, 4]);
+    skipped.files.remove(1);
+    assert!(difference(&sliced(&path, &skipped, &steps), &expected) > 0.0, "layers left out");
+}
+
+fn check(path: &Path, cuts: &[u32], steps: &[Step], expected: &[Vec<f32>]) {
+    assert!(expected.iter().flatten().all(|logit| logit.is_finite()));
+    let found = sliced(path, &slices(path, cuts), steps);
+    assert_eq!(difference(&found, expected), 0.0, "{} cut at {cuts:?}", path.display());
+}
+
+fn check_every_cut(path: &Path, length: usize) {
+    let layers = u32::try_from(Header::read(path).unwrap().parse().unwrap().info().unwrap().block_count).unwrap();
+    let steps = steps(vocabulary(path), length);
+    let expected = whole(path, &steps);
+    for cut in 1..layers {
+        check(path, &[cut], &steps, &expected);
+    }
+    let every: Vec<u32> = (1..layers).collect();
+    check(path, &every, &steps, &expected);
+}
+
+#[test]
+fn llama() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    std::fs::write(&path, TinyModel { layers: 6, ..TinyModel::default() }.to_bytes()).unwrap();
+    check_every_cut(&path, 60);
+}
+
+#[test]
+fn the_default_model() {
+    let path = std::env::var("OPENGRID_TEST_MODEL").unwrap();
+    check_every_cut(Path::new(&path), 24);
+}

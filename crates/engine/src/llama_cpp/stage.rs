@@ -1,0 +1,143 @@
+//! A slice in a supervised child process, seen from the node.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    EmbeddedConfig, check, description, generate,
+    jobs::{Bounds, Jobs},
+    messages::Ready,
+    supervisor::Supervisor,
+};
+use crate::{
+    EngineError, GenerateRequest, Load,
+    stage::{Input, Stage, StageCapabilities, StageSession, StageSlice},
+};
+
+/// llama.cpp over a slice. Restarted when it dies; its sessions end with [`EngineError::Died`] then.
+pub struct EmbeddedStage {
+    capabilities: StageCapabilities,
+    slice: StageSlice,
+    vocabulary_size: u32,
+    jobs: Arc<Jobs>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+    stop: DropGuard,
+}
+
+impl EmbeddedStage {
+    /// Starts the child, loads the slice that [`EmbeddedConfig::stage`] describes, tests and measures it.
+    ///
+    /// # Errors
+    /// [`EngineError::Load`] in words for people.
+    pub async fn start(config: EmbeddedConfig) -> Result<Arc<Self>, EngineError> {
+        let Some(slice) = config.stage.clone() else {
+            return Err(EngineError::Load("it is not said which layers the file holds".to_owned()));
+        };
+        let stop = CancellationToken::new();
+        let (supervisor, process, ready) = Supervisor::launch(config).await.map_err(EngineError::Load)?;
+        if let Some(why) = &ready.inexact {
+            tracing::warn!(%why, "the stage is not batch-invariant on this machine: its class is approximate");
+        }
+        let capabilities = capabilities(supervisor.config(), &slice, &ready);
+        tracing::info!(stage = %capabilities.description, layers = %slice.layers, "stage ready");
+        let bounds = Bounds { slots: ready.slots, queue_max: 0, context_tokens: ready.context_tokens };
+        let jobs = Arc::new(Jobs::new(bounds, ready.measured.speeds()));
+        jobs.start(process.id());
+        let task = tokio::spawn(supervisor.run(process, jobs.clone(), stop.clone()));
+        Ok(Arc::new(Self {
+            capabilities,
+            slice,
+            vocabulary_size: ready.vocabulary_size,
+            jobs,
+            supervisor: Mutex::new(Some(task)),
+            stop: stop.drop_guard(),
+        }))
+    }
+
+    /// The child's process id; `None` while it is being restarted.
+    pub fn child_pid(&self) -> Option<u32> {
+        self.jobs.pid()
+    }
+
+    /// Rows and tokens that the stage can take; what comes from other nodes is believed no more than a frame's length.
+    fn check_input(&self, input: &Input) -> Result<(), EngineError> {
+        let rows = match input {
+            Input::Tokens(tokens) if self.slice.is_first() => tokens.len(),
+            Input::Rows(bytes) if !self.slice.is_first() => {
+                let row = self.capabilities.width as usize * size_of::<f32>();
+                let finite = || bytes.as_chunks().0.iter().all(|number| f32::from_le_bytes(*number).is_finite());
+                if !bytes.len().is_multiple_of(row) || !finite() {
+                    return Err(EngineError::Invalid("rows of another width, or numbers that are none".to_owned()));
+                }
+                bytes.len() / row
+            }
+            _ => return Err(EngineError::Invalid("input of another kind than the stage takes".to_owned())),
+        };
+        let known = |token: &u32| self.slice.table.as_ref().is_some_and(|table| u64::from(*token) < table.rows);
+        match input {
+            _ if rows == 0 => Err(EngineError::Invalid("no rows".to_owned())),
+            Input::Tokens(tokens) if !tokens.iter().all(known) => {
+                Err(EngineError::Invalid("a token lies outside the vocabulary".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Stage for EmbeddedStage {
+    fn capabilities(&self) -> StageCapabilities {
+        let speeds = self.jobs.speeds();
+        StageCapabilities {
+            decode_tokens_per_s: speeds.decode,
+            prefill_tokens_per_s: speeds.prefill,
+            ..self.capabilities.clone()
+        }
+    }
+
+    fn load(&self) -> Load {
+        self.jobs.load()
+    }
+
+    fn check(&self, input: &Input) -> Result<(), EngineError> {
+        self.check_input(input)
+    }
+
+    fn open(&self, head: Option<GenerateRequest>) -> Result<StageSession, EngineError> {
+        match (&head, self.slice.is_last()) {
+            (Some(request), true) => check(request, self.vocabulary_size, self.capabilities.context_tokens)?,
+            (None, false) => {}
+            (Some(_), false) => return Err(EngineError::Invalid("only the last stage draws tokens".to_owned())),
+            (None, true) => return Err(EngineError::Invalid("the last stage must know what it draws".to_owned())),
+        }
+        self.jobs.open_stage(head.map(|request| move |id| generate(request, id)))
+    }
+
+    async fn shutdown(&self) {
+        self.jobs.close();
+        self.stop.token().cancel();
+        let task = self.supervisor.lock().take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+}
+
+fn capabilities(config: &EmbeddedConfig, slice: &StageSlice, ready: &Ready) -> StageCapabilities {
+    StageCapabilities {
+        layers: slice.layers,
+        layer_count: slice.layer_count,
+        width: ready.row_width,
+        class: ready.measured.class,
+        context_tokens: ready.context_tokens,
+        slots: ready.slots,
+        decode_tokens_per_s: ready.measured.decode_tokens_per_s,
+        prefill_tokens_per_s: ready.measured.prefill_tokens_per_s,
+        memory_bytes: ready.weight_bytes.saturating_add(ready.kv_bytes),
+        description: description(config, ready),
+    }
+}

@@ -1,0 +1,434 @@
+//! The engine child of a slice: rows (or tokens) in, rows (or drawn tokens) out, as many sessions a step as wait.
+
+use std::{
+    fs::File,
+    io,
+    sync::mpsc::{Receiver, TryRecvError},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use opengrid_grammar::Constraint;
+use opengrid_protocol::session::{Finish, Token, Usage};
+
+use super::{
+    Mode,
+    answer::{Answer, Draw},
+    child::{self, Incoming, SPEEDS_EVERY, step_limits},
+    ffi::{BatchToken, Context, ContextOptions, Model, Span, TokenTable},
+    messages::{FromEngine, Generate, JobEvent, Load, Progress, Ready, ToEngine},
+    pace::Pace,
+    self_test::Subject,
+    speeds::Speeds,
+};
+use crate::{
+    ipc, sandbox,
+    spans::{Chunk, Spans},
+    stage::{Input, StageSlice},
+};
+
+/// Rows in one frame at most, in bytes: so much is sealed and sent as one piece.
+const ROWS_BYTES_MAX: usize = 512 * 1024;
+
+/// # Errors
+/// Why this slice cannot be served, for people.
+pub fn prepare<'m>(
+    load: &Load,
+    slice: &StageSlice,
+    model: &'m Model,
+    table: Option<io::Result<File>>,
+    sandbox: String,
+) -> Result<(Server<'m>, Ready), String> {
+    let (is_first, is_last) = (slice.is_first(), slice.is_last());
+    let table = match (&slice.table, table) {
+        (Some(table), Some(file)) if is_first => {
+            let file = file.map_err(|error| format!("{}: {error}", table.path.display()))?;
+            let sizes = [table.offset, table.width, table.rows, table.row_bytes];
+            Some(TokenTable::new(file, sizes, table.kind, table.scale)?)
+        }
+        _ if is_first => return Err("the first stage needs the model's token table".to_owned()),
+        _ => None,
+    };
+    let width = model.embedding_width();
+    if slice.table.as_ref().is_some_and(|table| table.width != u64::from(width)) {
+        return Err("the token table is not this model's".to_owned());
+    }
+    if model.architecture_number("block_count") != Some(u64::from(slice.layers.count())) {
+        return Err(format!("the file does not hold the layers {}", slice.layers));
+    }
+    let fit = child::fit(load, model, slice.weight_bytes)?;
+    let options = ContextOptions {
+        slots: fit.slots,
+        context_tokens: fit.context_tokens,
+        threads: load.threads,
+        batch: load.batch_tokens,
+        outputs: load.batch_tokens,
+        flash_attention: load.mode == Mode::Fast,
+        rows_out: !is_last,
+    };
+    let mut probe = Probe { context: Context::new(model, options)?, width: width as usize };
+    let (measured, inexact) = child::measure(load, &mut probe, usize::from(fit.slots), u32::MAX)?;
+    let context = probe.context;
+    let mut server = Server {
+        spans: Spans::new(usize::from(fit.slots), fit.context_tokens as usize),
+        pace: Pace::new(if load.gpu_layers > 0 { 1 } else { context.levels() }),
+        context,
+        table,
+        is_last,
+        width: width as usize,
+        batch_max: load.batch_tokens as usize,
+        prefill_max: load.prefill_chunk.unwrap_or(load.batch_tokens).clamp(1, load.batch_tokens) as usize,
+        context_tokens: fit.context_tokens as usize,
+        speeds: measured.speeds(),
+        speeds_told: Instant::now(),
+        waiting: (0..fit.slots).map(|_| Vec::new()).collect(),
+        heads: (0..fit.slots).map(|_| None).collect(),
+        events: Vec::new(),
+        rows: Vec::new(),
+        scratch: Vec::new(),
+    };
+    if load.gpu_layers == 0 {
+        // The known rows have been through all buffers: what they hold of the cache is given back.
+        server.context.release_cache();
+    }
+    let ready = Ready {
+        measured,
+        inexact,
+        slots: fit.slots,
+        context_tokens: fit.context_tokens,
+        vocabulary_size: model.vocabulary_size(),
+        embedding_width: None,
+        row_width: width,
+        weight_bytes: slice.weight_bytes,
+        kv_bytes: fit.kv_bytes,
+        sandbox,
+    };
+    Ok((server, ready))
+}
+
+/// The stage under test: each token of the known sequence stands for a row.
+struct Probe<'m> {
+    context: Context<'m>,
+    width: usize,
+}
+
+impl Subject for Probe<'_> {
+    fn cut(&mut self, slot: usize, keep: usize) {
+        self.context.truncate(slot, keep);
+    }
+
+    fn compute(&mut self, batch: &[BatchToken]) -> Result<(), String> {
+        let mut spans: Vec<Span> = Vec::new();
+        for entry in batch {
+            match spans.last_mut() {
+                Some(span) if span.slot == entry.slot => {
+                    span.rows += 1;
+                    span.outputs += usize::from(entry.output);
+                }
+                _ => spans.push(Span {
+                    slot: entry.slot,
+                    from: entry.position,
+                    rows: 1,
+                    outputs: usize::from(entry.output),
+                }),
+            }
+        }
+        let rows: Vec<f32> = batch.iter().flat_map(|entry| known_row(entry.token, self.width)).collect();
+        self.context.decode_rows(&spans, &rows)
+    }
+
+    fn output(&mut self, index: usize) -> Option<&[f32]> {
+        if self.context.rows_out().is_empty() {
+            return self.context.logits(index).map(|logits| &*logits);
+        }
+        self.context.rows_out().chunks_exact(self.width).nth(index)
+    }
+}
+
+/// Numbers in -1..1, the same on every machine.
+fn known_row(token: Token, width: usize) -> impl Iterator<Item = f32> {
+    let mut hash = blake3::Hasher::new().update(&token.to_le_bytes()).finalize_xof();
+    (0..width).map(move |_| {
+        let mut bytes = [0; 2];
+        hash.fill(&mut bytes);
+        f32::from(i16::from_le_bytes(bytes)) / 32_768.0
+    })
+}
+
+/// What waits to be computed, of one slot: tokens of the first stage are rows already.
+type Waiting = Vec<f32>;
+
+pub struct Server<'m> {
+    spans: Spans,
+    context: Context<'m>,
+    pace: Pace,
+    table: Option<TokenTable>,
+    is_last: bool,
+    width: usize,
+    batch_max: usize,
+    prefill_max: usize,
+    context_tokens: usize,
+    speeds: Speeds,
+    speeds_told: Instant,
+    /// By slot.
+    waiting: Vec<Waiting>,
+    heads: Vec<Option<Head>>,
+    events: Vec<JobEvent>,
+    rows: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+/// What the last stage knows of a session.
+struct Head {
+    answer: Answer,
+    /// Prompt and answer.
+    tokens: Vec<Token>,
+    /// Behind `tokens`: what was fed without being drawn yet.
+    drafts: Vec<Token>,
+    tokens_max: usize,
+    usage: Usage,
+}
+
+impl Server<'_> {
+    /// # Errors
+    /// When the parent's stream is broken or llama.cpp fails during a step.
+    pub fn serve(mut self, inbox: &Receiver<Incoming>, output: &mut File) -> io::Result<()> {
+        loop {
+            if self.spans.idle() {
+                let Ok(message) = inbox.recv() else { return Ok(()) };
+                self.handle(message, output)?;
+            }
+            loop {
+                match inbox.try_recv() {
+                    Ok(message) => self.handle(message, output)?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
+                }
+            }
+            self.step().map_err(io::Error::other)?;
+            for event in std::mem::take(&mut self.events) {
+                // One frame each: a frame is bounded.
+                ipc::write(output, &FromEngine::Events(vec![event]))?;
+            }
+            self.tell_speeds(output)?;
+        }
+    }
+
+    fn tell_speeds(&mut self, output: &mut File) -> io::Result<()> {
+        if self.speeds_told.elapsed() < SPEEDS_EVERY {
+            return Ok(());
+        }
+        self.speeds_told = Instant::now();
+        ipc::write(output, &FromEngine::Speeds(self.speeds))
+    }
+
+    fn emit(&mut self, id: u64, progress: Progress) {
+        self.events.push(JobEvent { id, progress });
+    }
+
+    fn handle(&mut self, incoming: Incoming, output: &mut File) -> io::Result<()> {
+        match incoming {
+            Incoming::Generate(generate, constraint) if self.is_last => match constraint {
+                Ok(constraint) => self.open_head(*generate, constraint),
+                Err(why) => self.emit(generate.id, Progress::Invalid(why)),
+            },
+            Incoming::Other(ToEngine::Open { id }) if !self.is_last => self.open(id),
+            Incoming::Other(ToEngine::Feed { id, from, input }) => self.feed(id, from as usize, input)?,
+            Incoming::Other(ToEngine::Cancel { id }) => self.close(id),
+            Incoming::Other(ToEngine::Ping { nonce }) => return ipc::write(output, &FromEngine::Pong { nonce }),
+            Incoming::Other(ToEngine::ProbeSandbox) => {
+                return ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe()));
+            }
+            _ => return Err(io::Error::other("a message out of turn")),
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, id: u64) {
+        match self.spans.open(id) {
+            Some(slot) => {
+                self.context.truncate(slot, 0);
+                self.waiting[slot].clear();
+            }
+            None => self.emit(id, Progress::Invalid("no place is free".to_owned())),
+        }
+    }
+
+    fn open_head(&mut self, generate: Generate, constraint: Option<Box<Constraint>>) {
+        match Answer::new(&generate, constraint, self.context_tokens) {
+            Err(finish) => self.emit(generate.id, Progress::Finished(finish, Usage::default())),
+            Ok((answer, tokens_max)) => {
+                self.open(generate.id);
+                if let Some(slot) = self.spans.slot(generate.id) {
+                    let (tokens, drafts) = (generate.tokens, Vec::new());
+                    let usage = Usage { prefilled_tokens: tokens.len() as u32, ..Usage::default() };
+                    self.heads[slot] = Some(Head { answer, tokens, drafts, tokens_max, usage });
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, id: u64) {
+        if let Some(slot) = self.spans.close(id) {
+            self.waiting[slot].clear();
+            self.heads[slot] = None;
+        }
+    }
+
+    fn feed(&mut self, id: u64, from: usize, input: Input) -> io::Result<()> {
+        let mut rows = Vec::new();
+        match (input, &mut self.table) {
+            (Input::Tokens(tokens), Some(table)) => table.look_up(&tokens, &mut rows)?,
+            (Input::Rows(bytes), None) => {
+                rows.extend(bytes.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number)));
+            }
+            _ => return Err(io::Error::other("input of the wrong kind")),
+        }
+        let count = rows.len() / self.width;
+        match self.spans.feed(id, from, count) {
+            Ok(fed) => {
+                if let Some(keep) = fed.cut_to
+                    && !self.context.truncate(fed.slot, keep)
+                {
+                    return Err(io::Error::other("the cache cannot be cut back"));
+                }
+                let waiting = &mut self.waiting[fed.slot];
+                waiting.truncate(fed.waiting_kept * self.width);
+                waiting.extend(rows);
+            }
+            // A session that was closed a moment ago.
+            Err(crate::spans::FeedError::NoSession) => {}
+            Err(error) => {
+                self.close(id);
+                self.emit(id, Progress::Invalid(error.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let started = Instant::now();
+        let chunks = self.spans.plan(step_limits(self.speeds, self.batch_max, self.prefill_max));
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        self.rows.clear();
+        let mut spans = Vec::with_capacity(chunks.len());
+        for chunk in &chunks {
+            self.rows.extend(self.waiting[chunk.slot].drain(..chunk.rows * self.width));
+            let outputs = self.heads[chunk.slot].as_ref().map_or(chunk.rows, |head| head.outputs(chunk));
+            spans.push(Span { slot: chunk.slot, from: chunk.from, rows: chunk.rows, outputs });
+        }
+        let count = self.rows.len() / self.width;
+        self.context.use_threads(self.pace.level(count));
+        self.context.decode_rows(&spans, &self.rows)?;
+        self.pace.record(count, started.elapsed());
+        if let [_] = chunks[..] {
+            self.speeds.record(count, started.elapsed());
+        }
+        self.spans.computed(&chunks);
+        if self.is_last { self.draw(&spans) } else { self.pass_on(&chunks) }
+    }
+
+    fn pass_on(&mut self, chunks: &[Chunk]) -> Result<(), String> {
+        let rows_max = (ROWS_BYTES_MAX / (self.width * size_of::<f32>())).max(1);
+        let mut out = self.context.rows_out();
+        for chunk in chunks {
+            let Some(id) = self.spans.id(chunk.slot) else { continue };
+            let (mine, others) = out.split_at_checked(chunk.rows * self.width).ok_or("rows are missing")?;
+            out = others;
+            for (part, rows) in mine.chunks(rows_max * self.width).enumerate() {
+                let bytes: Vec<u8> = rows.iter().flat_map(|number| number.to_le_bytes()).collect();
+                let from = (chunk.from + part * rows_max) as u32;
+                self.events.push(JobEvent { id, progress: Progress::Rows { from, rows: Bytes::from(bytes) } });
+            }
+        }
+        Ok(())
+    }
+
+    /// Draws what can be drawn of every session whose last tokens came.
+    fn draw(&mut self, spans: &[Span]) -> Result<(), String> {
+        let mut end = 0;
+        for span in spans {
+            end += span.rows;
+            if span.outputs == 0 {
+                continue;
+            }
+            let Some(mut head) = self.heads[span.slot].take() else { continue };
+            let id = head.answer.id;
+            let first_output = end - span.outputs;
+            let drawn = head.draw(&mut self.context, first_output, span.outputs, &mut self.scratch)?;
+            if !drawn.tokens.is_empty() {
+                let from = (head.tokens.len() - 1) as u32;
+                let feed = if drawn.end.is_some() { Vec::new() } else { head.next_feed() };
+                self.emit(id, Progress::Drawn { tokens: drawn.tokens, from, feed });
+            }
+            match drawn.end {
+                Some(Ok(finish)) => {
+                    self.emit(id, Progress::Finished(finish, head.usage));
+                    self.close(id);
+                }
+                Some(Err(why)) => {
+                    self.emit(id, Progress::Invalid(why));
+                    self.close(id);
+                }
+                None => {
+                    // What was drafted and did not come true leaves the cache with the next feed.
+                    self.heads[span.slot] = Some(head);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Drawn {
+    tokens: Vec<opengrid_protocol::session::TokenOut>,
+    end: Option<Result<Finish, String>>,
+}
+
+impl Head {
+    /// How many of the chunk's last rows tell what is not known yet.
+    fn outputs(&self, chunk: &Chunk) -> usize {
+        (chunk.from + chunk.rows).saturating_sub(self.tokens.len() - 1).min(chunk.rows)
+    }
+
+    /// Draws from the logits of `outputs` rows, as long as each token drawn is the one whose row comes next.
+    fn draw(
+        &mut self,
+        context: &mut Context<'_>,
+        first: usize,
+        outputs: usize,
+        scratch: &mut Vec<f32>,
+    ) -> Result<Drawn, String> {
+        let mut drawn = Drawn { tokens: Vec::new(), end: None };
+        let drafts = std::mem::take(&mut self.drafts);
+        for at in 0..outputs {
+            let logits = context.logits(first + at).ok_or("llama.cpp gave no logits")?;
+            let (token, end) = match self.answer.draw(logits, scratch) {
+                Err(why) => (None, Some(Err(why))),
+                Ok(Draw::End(finish)) => (None, Some(Ok(finish))),
+                Ok(Draw::Token(token, complete)) => {
+                    let full = self.tokens.len() + 1 >= self.tokens_max;
+                    (Some(token), complete.or(full.then_some(Finish::Length)).map(Ok))
+                }
+            };
+            let came_true = token.as_ref().is_some_and(|token| drafts.get(at) == Some(&token.token));
+            if let Some(token) = token {
+                self.tokens.push(token.token);
+                self.usage.generated_tokens += 1;
+                drawn.tokens.push(token);
+            }
+            drawn.end = end;
+            if drawn.end.is_some() || !came_true {
+                break;
+            }
+        }
+        Ok(drawn)
+    }
+
+    /// The last token, whose row is computed next.
+    fn next_feed(&mut self) -> Vec<Token> {
+        self.tokens.last().copied().into_iter().collect()
+    }
+}

@@ -1,0 +1,210 @@
+//! Which rows a stage computes in its next step: the counterpart of [`batching`](crate::batching) for sessions whose
+//! rows come from elsewhere. Pure.
+//!
+//! A session is a sequence of rows by position. What is fed may begin anywhere up to the end of what was fed before:
+//! from there on it takes the place of what was there (a draft that missed, a part that is sent again).
+
+use crate::batching::{Prompt, StepLimits, share_prefill};
+
+/// Rows that go into a step whatever prefills: a token and its drafts.
+pub const DECODE_ROWS_MAX: usize = 17;
+
+/// Rows `from..from + rows` of a slot, to be computed in this step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub slot: usize,
+    pub from: usize,
+    pub rows: usize,
+}
+
+/// What feeding changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fed {
+    pub slot: usize,
+    /// Of the rows that wait, so many stay in front of the new ones.
+    pub waiting_kept: usize,
+    /// The slot's cells are to be cut back to so many first.
+    pub cut_to: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FeedError {
+    #[error("there is no such session")]
+    NoSession,
+    #[error("rows from position {from} on, where {end} are there")]
+    Gap { from: usize, end: usize },
+    #[error("the context holds {0} rows")]
+    TooMany(usize),
+}
+
+#[derive(Debug)]
+struct Session {
+    id: u64,
+    computed: usize,
+    waiting: usize,
+    /// Rises with every session whose wait begins.
+    order: u64,
+}
+
+#[derive(Debug)]
+pub struct Spans {
+    slots: Vec<Option<Session>>,
+    context: usize,
+    clock: u64,
+}
+
+impl Spans {
+    /// `context`: most rows of a session.
+    pub fn new(slots: usize, context: usize) -> Self {
+        Self { slots: (0..slots).map(|_| None).collect(), context, clock: 0 }
+    }
+
+    /// The lowest free slot, for a new session.
+    pub fn open(&mut self, id: u64) -> Option<usize> {
+        let slot = self.slots.iter().position(Option::is_none)?;
+        self.slots[slot] = Some(Session { id, computed: 0, waiting: 0, order: 0 });
+        Some(slot)
+    }
+
+    pub fn close(&mut self, id: u64) -> Option<usize> {
+        let slot = self.slot(id)?;
+        self.slots[slot] = None;
+        Some(slot)
+    }
+
+    pub fn slot(&self, id: u64) -> Option<usize> {
+        self.slots.iter().position(|session| session.as_ref().is_some_and(|session| session.id == id))
+    }
+
+    pub fn id(&self, slot: usize) -> Option<u64> {
+        self.slots.get(slot)?.as_ref().map(|session| session.id)
+    }
+
+    /// Nothing waits to be computed.
+    pub fn idle(&self) -> bool {
+        self.slots.iter().flatten().all(|session| session.waiting == 0)
+    }
+
+    /// # Errors
+    /// See [`FeedError`]; nothing changes then.
+    pub fn feed(&mut self, id: u64, from: usize, rows: usize) -> Result<Fed, FeedError> {
+        let slot = self.slot(id).ok_or(FeedError::NoSession)?;
+        let context = self.context;
+        let session = self.slots[slot].as_mut().ok_or(FeedError::NoSession)?;
+        let end = session.computed + session.waiting;
+        if from > end {
+            return Err(FeedError::Gap { from, end });
+        }
+        if from.saturating_add(rows) > context {
+            return Err(FeedError::TooMany(context));
+        }
+        let cut_to = (from < session.computed).then_some(from);
+        let waiting_kept = from.saturating_sub(session.computed);
+        session.computed = session.computed.min(from);
+        if waiting_kept == 0 {
+            self.clock += 1;
+            session.order = self.clock;
+        }
+        session.waiting = waiting_kept + rows;
+        Ok(Fed { slot, waiting_kept, cut_to })
+    }
+
+    /// The next step, ascending by slot: all short waits, and prefill within the limits.
+    pub fn plan(&self, limits: StepLimits) -> Vec<Chunk> {
+        let mut take = vec![0; self.slots.len()];
+        let mut decoding = 0;
+        let mut prompts = Vec::new();
+        for (slot, session) in self.slots.iter().enumerate() {
+            let Some(session) = session.as_ref().filter(|session| session.waiting > 0) else { continue };
+            if session.waiting <= DECODE_ROWS_MAX && decoding + session.waiting <= limits.batch {
+                take[slot] = session.waiting;
+                decoding += session.waiting;
+            } else {
+                prompts.push(Prompt { slot, pending: session.waiting, order: session.order });
+            }
+        }
+        let room = limits.prefill_room(decoding, prompts.len());
+        share_prefill(prompts, room, &mut take);
+        let from = |slot: usize| self.slots[slot].as_ref().map_or(0, |session| session.computed);
+        let chunks = take.into_iter().enumerate().filter(|(_, rows)| *rows > 0);
+        chunks.map(|(slot, rows)| Chunk { slot, from: from(slot), rows }).collect()
+    }
+
+    /// The step was computed.
+    pub fn computed(&mut self, chunks: &[Chunk]) {
+        for chunk in chunks {
+            if let Some(session) = self.slots[chunk.slot].as_mut() {
+                session.computed += chunk.rows;
+                session.waiting -= chunk.rows;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: StepLimits = StepLimits { batch: 64, prefill: 64, prefill_amid_decoding: 20 };
+
+    #[test]
+    fn rows_are_computed_in_order_and_replaced_from_where_they_are_fed_again() {
+        let mut spans = Spans::new(2, 100);
+        assert_eq!((spans.open(7), spans.open(8), spans.open(9)), (Some(0), Some(1), None));
+        assert_eq!(spans.feed(7, 0, 30), Ok(Fed { slot: 0, waiting_kept: 0, cut_to: None }));
+        assert_eq!(spans.feed(7, 31, 1), Err(FeedError::Gap { from: 31, end: 30 }));
+        assert_eq!(spans.feed(7, 20, 10), Ok(Fed { slot: 0, waiting_kept: 20, cut_to: None }));
+        let chunks = spans.plan(LIMITS);
+        assert_eq!(chunks, [Chunk { slot: 0, from: 0, rows: 30 }]);
+        spans.computed(&chunks);
+        assert_eq!(spans.feed(7, 28, 3), Ok(Fed { slot: 0, waiting_kept: 0, cut_to: Some(28) }));
+        assert_eq!(spans.plan(LIMITS), [Chunk { slot: 0, from: 28, rows: 3 }]);
+        assert_eq!(spans.feed(7, 31, 70), Err(FeedError::TooMany(100)));
+        assert_eq!(spans.feed(1, 0, 1), Err(FeedError::NoSession));
+        assert_eq!(spans.close(7), Some(0));
+        assert!(spans.idle());
+        assert_eq!(spans.open(10), Some(0));
+    }
+
+    #[test]
+    fn tokens_go_ahead_of_prompts_and_prompts_all_advance() {
+        let mut spans = Spans::new(4, 1_000);
+        (1..5).for_each(|id| assert!(spans.open(id).is_some()));
+        spans.feed(1, 0, 500).unwrap();
+        spans.feed(2, 0, 1).unwrap();
+        spans.feed(3, 0, 40).unwrap();
+        spans.feed(4, 0, 5).unwrap();
+        let chunks = spans.plan(LIMITS);
+        let rows: Vec<_> = chunks.iter().map(|chunk| (chunk.slot, chunk.rows)).collect();
+        assert_eq!(rows, [(0, 10), (1, 1), (2, 10), (3, 5)], "20 rows of prefill beside 6 of others");
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_is_computed_once_in_order(feeds in prop::collection::vec((1_u64..4, 1_usize..60), 1..30)) {
+            let mut spans = Spans::new(3, 10_000);
+            (1..4).for_each(|id| assert!(spans.open(id).is_some()));
+            let (mut fed, mut computed) = ([0; 3], [0; 3]);
+            let mut feeds = feeds.into_iter();
+            loop {
+                if let Some((id, rows)) = feeds.next() {
+                    spans.feed(id, fed[id as usize - 1], rows).unwrap();
+                    fed[id as usize - 1] += rows;
+                } else if spans.idle() {
+                    break;
+                }
+                let chunks = spans.plan(LIMITS);
+                prop_assert!(chunks.iter().map(|chunk| chunk.rows).sum::<usize>() <= LIMITS.batch);
+                for chunk in &chunks {
+                    prop_assert_eq!(chunk.from, computed[chunk.slot]);
+                    computed[chunk.slot] += chunk.rows;
+                }
+                spans.computed(&chunks);
+            }
+            prop_assert_eq!(fed, computed);
+        }
+    }
+}

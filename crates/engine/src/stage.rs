@@ -1,0 +1,148 @@
+//! Stages: a slice of a model that computes rows for sessions, and what the node says to one.
+//!
+//! A session of a stage is fed by position ([`StageSession::feed`]) and gives [`StageEvent`]s: rows for the next stage,
+//! or, at the last stage, the tokens that it draws. Feeding from a position that was fed before takes back what came
+//! from there on, so that a part can be sent again and a draft that missed costs nothing but its time.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use opengrid_protocol::{
+    Layers,
+    beacon::Class,
+    session::{Finish, Token, TokenOut, Usage},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::{CancelGuard, EngineError, GenerateRequest, Load};
+
+/// Which part of a model a file is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageSlice {
+    pub layers: Layers,
+    /// Of the whole model.
+    pub layer_count: u32,
+    /// Bytes of weights that the file really has.
+    pub weight_bytes: u64,
+    /// Where the first stage looks tokens up.
+    pub table: Option<TableFile>,
+}
+
+impl StageSlice {
+    /// Tokens come in.
+    pub fn is_first(&self) -> bool {
+        self.layers.from() == 0
+    }
+
+    /// Tokens go out.
+    pub fn is_last(&self) -> bool {
+        self.layers.to() == self.layer_count
+    }
+}
+
+/// The token table inside a file; fields as in `opengrid_models::slice::Embedding`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TableFile {
+    pub path: PathBuf,
+    pub offset: u64,
+    /// ggml's number of the type.
+    pub kind: u32,
+    pub width: u64,
+    pub rows: u64,
+    pub row_bytes: u64,
+    pub scale: f32,
+}
+
+/// A loaded slice.
+#[async_trait]
+pub trait Stage: Send + Sync {
+    /// Its speeds follow what it really did; the rest is constant while the stage lives.
+    fn capabilities(&self) -> StageCapabilities;
+
+    /// The load at this moment.
+    fn load(&self) -> Load;
+
+    /// Whether a session can be fed this: its kind, whole rows of finite numbers, tokens of the vocabulary.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] says what is wrong: whoever sent it is at fault.
+    fn check(&self, input: &Input) -> Result<(), EngineError>;
+
+    /// Begins a session. The last stage needs to know what it draws: `head` holds all tokens so far.
+    ///
+    /// # Errors
+    /// [`EngineError::Busy`] when all places are taken: sessions of stages do not wait.
+    fn open(&self, head: Option<GenerateRequest>) -> Result<StageSession, EngineError>;
+
+    /// Stops taking work, ends what runs and returns when all memory and processes are gone.
+    async fn shutdown(&self);
+}
+
+/// What a stage serves and how fast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageCapabilities {
+    pub layers: Layers,
+    pub layer_count: u32,
+    /// Numbers of a row between layers.
+    pub width: u32,
+    /// Proven by a self-test at start on the slice's own rows.
+    pub class: Class,
+    /// Rows that one session can hold.
+    pub context_tokens: u32,
+    /// Sessions that run at once.
+    pub slots: u16,
+    /// Rows per second of one session alone, and of prefill.
+    pub decode_tokens_per_s: f32,
+    pub prefill_tokens_per_s: f32,
+    pub memory_bytes: u64,
+    /// For people.
+    pub description: String,
+}
+
+/// What a session computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Input {
+    /// At the first stage.
+    Tokens(Vec<Token>),
+    /// At all others: F32, little-endian, whole rows.
+    Rows(Bytes),
+}
+
+/// A running session. Drop it to end it.
+pub struct StageSession {
+    /// Ends after [`StageEvent::Finished`] or [`StageEvent::Failed`].
+    pub events: mpsc::Receiver<StageEvent>,
+    pub(crate) feed: Box<dyn Fn(u32, Input) -> Result<(), EngineError> + Send + Sync>,
+    /// Ends it on drop.
+    pub(crate) _guard: CancelGuard,
+}
+
+impl StageSession {
+    /// Adds what is to be computed from position `from` on, in place of all that was fed from there on before. The
+    /// caller has it checked by [`Stage::check`] before.
+    ///
+    /// # Errors
+    /// The stage is gone, or takes no more.
+    pub fn feed(&self, from: u32, input: Input) -> Result<(), EngineError> {
+        (self.feed)(from, input)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum StageEvent {
+    /// Rows that came out, F32 little-endian, from position `from` on; in the order of what was fed.
+    Rows {
+        from: u32,
+        rows: Bytes,
+    },
+    /// At the last stage: the next tokens of the answer, and what the first stage is to compute next.
+    Drawn {
+        tokens: Vec<TokenOut>,
+        from: u32,
+        feed: Vec<Token>,
+    },
+    Finished(Finish, Usage),
+    Failed(EngineError),
+}

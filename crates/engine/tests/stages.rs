@@ -1,0 +1,299 @@
+//! Stages in processes of their own, one behind the other, against the whole model: the same tokens and the same
+//! probabilities to the bit, with several sessions at once, after feeding again, and over the death of a stage.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    path::Path,
+    sync::Arc,
+};
+
+use common::*;
+use opengrid_engine::{
+    EmbeddedConfig, EmbeddedStage, Engine, EngineError, GenerateRequest, Input, Stage, StageEvent, StageSession,
+    StageSlice, TableFile,
+};
+use opengrid_models::{gguf::file::Header, slice};
+use opengrid_protocol::{
+    Layers, ModelRoot, Sampling,
+    beacon::Class,
+    session::{Finish, Token, TokenOut},
+};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+const LAYERS: u32 = 30;
+
+/// The slice of the default model, written to `directory`, and how a stage of it is set up.
+fn sliced(directory: &Path, from: u32, to: u32) -> EmbeddedConfig {
+    let header = Header::read(&model()).unwrap();
+    let layers = Layers::new(from, to).unwrap();
+    let plan = slice::plan(&header.parse().unwrap(), ModelRoot([5; 32]), layers).unwrap();
+    let path = directory.join(format!("{layers}.gguf"));
+    let (mut source, mut file) = (File::open(model()).unwrap(), File::create(&path).unwrap());
+    let read = |at: u64, buffer: &mut [u8]| {
+        source.seek(SeekFrom::Start(at))?;
+        source.read_exact(buffer)
+    };
+    plan.file.write(read, |part| file.write_all(part)).unwrap();
+    let table = plan.embedding;
+    let table = TableFile {
+        path: model(),
+        offset: table.offset,
+        kind: table.kind,
+        width: table.width,
+        rows: table.rows,
+        row_bytes: table.row_bytes,
+        scale: table.scale,
+    };
+    let stage = StageSlice {
+        layers,
+        layer_count: plan.layer_count,
+        weight_bytes: plan.weight_bytes(),
+        table: plan.is_first().then_some(table),
+    };
+    EmbeddedConfig { model_path: path, stage: Some(stage), model_root: Some([5; 32]), ..config() }
+}
+
+struct Pipeline {
+    stages: Vec<Arc<EmbeddedStage>>,
+    _directory: TempDir,
+}
+
+async fn pipeline(cuts: &[u32], context_tokens: u32) -> Pipeline {
+    let directory = tempfile::tempdir().unwrap();
+    let ends: Vec<u32> = std::iter::once(0).chain(cuts.iter().copied()).chain([LAYERS]).collect();
+    let mut stages = Vec::new();
+    for pair in ends.windows(2) {
+        let config = EmbeddedConfig { context_tokens, ..sliced(directory.path(), pair[0], pair[1]) };
+        stages.push(timeout(PATIENCE, EmbeddedStage::start(config)).await.unwrap().unwrap());
+    }
+    Pipeline { stages, _directory: directory }
+}
+
+impl Pipeline {
+    fn open(&self, request: &GenerateRequest) -> Vec<StageSession> {
+        let last = self.stages.len() - 1;
+        let open = |(at, stage): (usize, &Arc<EmbeddedStage>)| {
+            stage.open((at == last).then(|| request.clone())).expect("a place")
+        };
+        self.stages.iter().enumerate().map(open).collect()
+    }
+
+    async fn shutdown(self) {
+        for stage in self.stages {
+            stage.shutdown().await;
+        }
+    }
+}
+
+async fn next(session: &mut StageSession) -> StageEvent {
+    timeout(PATIENCE, session.events.recv()).await.expect("an event in time").expect("an event")
+}
+
+/// Hands rows on from stage to stage until the last one has what came to the first, and returns what it says then.
+async fn lap(sessions: &mut [StageSession], from: u32, tokens: Vec<Token>) -> StageEvent {
+    let end = from + tokens.len() as u32;
+    sessions[0].feed(from, Input::Tokens(tokens)).unwrap();
+    for at in 0..sessions.len() - 1 {
+        let mut reached = from;
+        while reached < end {
+            let StageEvent::Rows { from, rows } = next(&mut sessions[at]).await else { panic!("rows are next") };
+            assert_eq!(from, reached, "rows come in order");
+            reached += (rows.len() / (576 * 4)) as u32;
+            sessions[at + 1].feed(from, Input::Rows(rows)).unwrap();
+        }
+    }
+    let last = sessions.len() - 1;
+    next(&mut sessions[last]).await
+}
+
+/// A whole answer through the stages.
+async fn run(sessions: &mut [StageSession], prompt: Vec<Token>) -> (Vec<TokenOut>, Finish) {
+    let (mut from, mut feed) = (0, prompt);
+    let mut answer = Vec::new();
+    loop {
+        match lap(sessions, from, feed).await {
+            StageEvent::Drawn { tokens, from: next_from, feed: next_feed } => {
+                answer.extend(tokens);
+                (from, feed) = (next_from, next_feed);
+                if feed.is_empty() {
+                    let last = sessions.len() - 1;
+                    let StageEvent::Finished(finish, _) = next(&mut sessions[last]).await else { panic!("the end") };
+                    return (answer, finish);
+                }
+            }
+            StageEvent::Finished(finish, usage) => {
+                assert_eq!(usage.generated_tokens as usize, answer.len());
+                return (answer, finish);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn watched(tokens: &[Token], max: u32, sampling: Sampling) -> GenerateRequest {
+    GenerateRequest { top_logprobs: Some(5), ..request(tokens.to_vec(), max, sampling) }
+}
+
+async fn requests() -> Vec<GenerateRequest> {
+    let vocabulary = vocabulary().await;
+    let long = "The lighthouse keeper counts ships, clouds and gulls, and writes them down. ".repeat(70);
+    let mut requests = Vec::new();
+    for (text, max, sampling) in [
+        ("Why is the sky blue?", 64, Sampling::greedy()),
+        (long.as_str(), 24, Sampling::greedy()),
+        ("Tell a story about a fox.", 40, sampled(7)),
+        ("Name three fruits.", 32, Sampling { repeat_penalty: 1.3, ..sampled(8) }),
+    ] {
+        requests.push(watched(&chat(&vocabulary, text).await, max, sampling));
+    }
+    vocabulary.shutdown().await;
+    requests
+}
+
+#[tokio::test]
+async fn stages_answer_as_the_whole_model_to_the_bit_with_four_sessions_at_once() {
+    let requests = requests().await;
+    assert!(requests[1].tokens.len() > 1_000, "a long prompt: {}", requests[1].tokens.len());
+    let whole = start(EmbeddedConfig { context_tokens: 2_048, ..config() }).await;
+    let mut expected = Vec::new();
+    for request in &requests {
+        expected.push(answer(&*whole, request.clone()).await);
+    }
+    whole.shutdown().await;
+    for cuts in [&[10, 20][..], &[1, 15, 16, 29]] {
+        let pipeline = pipeline(cuts, 2_048).await;
+        assert!(pipeline.stages.iter().all(|stage| matches!(stage.capabilities().class, Class::Exact(_))));
+        let answers = requests.iter().map(|request| async {
+            let mut sessions = pipeline.open(request);
+            run(&mut sessions, request.tokens.clone()).await
+        });
+        let answers = futures::future::join_all(answers).await;
+        for ((tokens, finish), expected) in answers.into_iter().zip(&expected) {
+            assert_eq!((tokens, finish), (expected.tokens.clone(), expected.finish), "cut at {cuts:?}");
+        }
+        pipeline.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stage_that_dies_is_replaced_by_feeding_its_input_again() {
+    let requests = requests().await;
+    let pipeline = pipeline(&[10, 20], 1_024).await;
+    let request = &requests[0];
+    let mut undisturbed = pipeline.open(request);
+    let expected = run(&mut undisturbed, request.tokens.clone()).await;
+    drop(undisturbed);
+
+    let mut sessions = pipeline.open(request);
+    let (mut sent, mut answer) = (Vec::new(), Vec::new());
+    let (mut from, mut feed) = (0, request.tokens.clone());
+    for _ in 0..20 {
+        // What the middle stage gets is kept, as its predecessor's ring will.
+        let end = from + feed.len() as u32;
+        sessions[0].feed(from, Input::Tokens(feed)).unwrap();
+        while (sent.iter().map(|(_, rows): &(u32, bytes::Bytes)| rows.len()).sum::<usize>() / (576 * 4)) < end as usize
+        {
+            let StageEvent::Rows { from, rows } = next(&mut sessions[0]).await else { panic!("rows") };
+            sent.push((from, rows.clone()));
+            sessions[1].feed(from, Input::Rows(rows)).unwrap();
+        }
+        for _ in from..end {
+            let StageEvent::Rows { from, rows } = next(&mut sessions[1]).await else { panic!("rows") };
+            let all = rows.len() / (576 * 4) == (end - from) as usize;
+            sessions[2].feed(from, Input::Rows(rows)).unwrap();
+            if all {
+                break;
+            }
+        }
+        let StageEvent::Drawn { tokens, from: next_from, feed: next_feed } = next(&mut sessions[2]).await else {
+            panic!("a token")
+        };
+        answer.extend(tokens);
+        (from, feed) = (next_from, next_feed);
+    }
+    kill(pipeline.stages[1].child_pid().unwrap());
+    assert_eq!(next(&mut sessions[1]).await, StageEvent::Failed(EngineError::Died));
+    sessions[1] = reopen(&pipeline.stages[1]).await;
+    for (from, rows) in sent {
+        sessions[1].feed(from, Input::Rows(rows)).unwrap();
+    }
+    let mut replayed = 0;
+    while replayed < from {
+        let StageEvent::Rows { rows, .. } = next(&mut sessions[1]).await else { panic!("rows") };
+        replayed += (rows.len() / (576 * 4)) as u32;
+    }
+    loop {
+        match lap(&mut sessions, from, feed).await {
+            StageEvent::Drawn { tokens, from: next_from, feed: next_feed } => {
+                answer.extend(tokens);
+                (from, feed) = (next_from, next_feed);
+            }
+            other => panic!("{other:?}"),
+        }
+        if feed.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(answer, expected.0, "as without the fault");
+    pipeline.shutdown().await;
+}
+
+fn kill(pid: u32) {
+    let status = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+async fn reopen(stage: &EmbeddedStage) -> StageSession {
+    for _ in 0..200 {
+        match stage.open(None) {
+            Ok(session) => return session,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+        }
+    }
+    panic!("the stage does not come back");
+}
+
+#[tokio::test]
+async fn bad_input_ends_its_session_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let stage = EmbeddedStage::start(sliced(directory.path(), 10, 12)).await.unwrap();
+    let row = |value: f32| bytes::Bytes::from(value.to_le_bytes().repeat(576));
+    for bad in [
+        Input::Tokens(vec![1]),
+        Input::Rows(row(f32::NAN)),
+        Input::Rows(row(f32::INFINITY)),
+        Input::Rows(row(1.0).slice(..4)),
+        Input::Rows(bytes::Bytes::new()),
+    ] {
+        assert!(matches!(stage.check(&bad), Err(EngineError::Invalid(_))), "{bad:?}");
+    }
+    let mut honest = stage.open(None).unwrap();
+    let mut gap = stage.open(None).unwrap();
+    gap.feed(3, Input::Rows(row(0.5))).unwrap();
+    assert!(matches!(next(&mut gap).await, StageEvent::Failed(EngineError::Invalid(_))));
+    let mut long = stage.open(None).unwrap();
+    let rows = bytes::Bytes::from(1.0_f32.to_le_bytes().repeat(576 * 400));
+    for from in [0, 400, 800] {
+        long.feed(from, Input::Rows(rows.clone())).unwrap();
+    }
+    loop {
+        match next(&mut long).await {
+            StageEvent::Rows { .. } => {}
+            StageEvent::Failed(EngineError::Invalid(why)) => break assert!(why.contains("1024"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    honest.feed(0, Input::Rows(row(0.5))).unwrap();
+    assert!(matches!(next(&mut honest).await, StageEvent::Rows { from: 0, rows } if rows.len() == 576 * 4));
+    let sessions: Vec<_> = (0..3).map(|_| stage.open(None).unwrap()).collect();
+    assert_eq!(stage.open(None).err(), Some(EngineError::Busy), "four places");
+    drop(sessions);
+    assert!(stage.open(None).is_ok());
+    assert!(matches!(stage.open(Some(request(vec![1], 1, Sampling::greedy()))), Err(EngineError::Invalid(_))));
+    stage.shutdown().await;
+}
