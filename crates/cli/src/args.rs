@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use opengrid_protocol::Layers;
 
 /// Volunteers' computers run language models together.
 #[derive(Parser, Debug)]
@@ -42,6 +43,8 @@ pub enum Command {
     Run(RunArgs),
     /// Get a model into the store: an id of the catalogue or a GGUF file
     Pull(PullArgs),
+    /// Make a file of some layers of a model, fetching only what it needs
+    Slice(SliceArgs),
     /// List the models of the catalogue and of the store
     #[command(visible_alias = "list")]
     Ls(LsArgs),
@@ -165,6 +168,15 @@ fn temperature(text: &str) -> Result<f32, String> {
 pub struct PullArgs {
     /// Catalogue id, or path of a `.gguf` file
     pub model: String,
+}
+
+#[derive(Args, Debug)]
+pub struct SliceArgs {
+    /// Model id, see `opengrid ls`
+    pub model: String,
+    /// Which layers, counted from 0, without the last number: 0..10 are the first ten
+    #[arg(long, value_name = "FROM..TO", value_parser = str::parse::<Layers>)]
+    pub layers: Layers,
 }
 
 #[derive(Args, Debug, Default)]

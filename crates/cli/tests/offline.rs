@@ -145,6 +145,28 @@ fn files_that_are_no_models_are_refused() {
 }
 
 #[test]
+fn a_slice_is_made_of_a_pulled_model_and_goes_with_it() {
+    let place = Place::new();
+    place.run(&["slice", "smollm2-135m", "--layers", "3..3"]).fails(2, &["3..3", "larger"]);
+    place.run(&["slice", "smollm2-135m", "--layers", "all"]).fails(2, &["FROM..TO"]);
+    place.run(&["slice", "nothing", "--layers", "0..1"]).fails(1, &["does not exist"]);
+    std::fs::copy(test_model(), place.directory.path().join("mine.gguf")).unwrap();
+    place.run(&["pull", "./mine.gguf"]).succeeds();
+    place.run(&["slice", "smollm2-135m", "--layers", "20..31"]).fails(1, &["30 layers", "20..31"]);
+    let first = place.run(&["slice", "smollm2-135m", "--layers", "0..10", "--json"]).json();
+    assert_eq!(first["layers"], serde_json::json!({ "from": 0, "to": 10, "of": 30 }));
+    let path = |slice: &serde_json::Value, name: &str| std::path::PathBuf::from(slice[name].as_str().unwrap());
+    let size = std::fs::metadata(path(&first, "path")).unwrap().len();
+    assert!((20_000_000..30_000_000).contains(&size), "a third of the layers, no head: {size} bytes");
+    assert!(path(&first, "tokens").is_file());
+    let last = place.run(&["slice", "smollm2-135m", "--layers", "20..30"]).succeeds().stdout.clone();
+    assert!(last.contains("20..30 of 30") && !last.contains("token table"), "{last}");
+    place.run(&["rm", "smollm2-135m"]).succeeds();
+    assert!(!path(&first, "path").exists() && !path(&first, "tokens").exists());
+    place.run(&["slice", "smollm2-135m", "--layers", "0..10"]).fails(1, &["opengrid pull smollm2-135m"]);
+}
+
+#[test]
 fn a_local_file_is_pulled_recognised_shown_and_removed() {
     let place = Place::new();
     let file = place.directory.path().join("mine.gguf");

@@ -15,6 +15,7 @@ pub mod pull;
 pub mod rm;
 pub mod run;
 pub mod show;
+pub mod slice;
 pub mod status;
 pub mod up;
 
@@ -47,6 +48,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Run(args) => run::run(&args, &context(None)?).await?,
         Command::Pull(args) => pull::run(&args, &context(None)?).await?,
+        Command::Slice(args) => slice::run(&args, &context(None)?).await?,
         Command::Ls(args) => ls::run(&args, &context(None)?).await?,
         Command::Show(args) => show::run(&args, &context(None)?).await?,
         Command::Rm(args) => rm::run(&args, &context(None)?).await?,

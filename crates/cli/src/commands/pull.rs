@@ -58,12 +58,29 @@ fn report(id: &str, root: String, size: u64, known: bool, json: bool) -> anyhow:
 }
 
 async fn fetch(models: &Models, entry: &ModelEntry, context: &Context) -> anyhow::Result<()> {
+    let fetched = with_bar(models, entry, context, async |fetcher, progress, cancel| {
+        fetcher.fetch(entry, None, progress, cancel).await
+    });
+    match fetched.await {
+        Ok(_) => Ok(()),
+        Err(FetchError::Cancelled) => bail!("stopped: `opengrid pull {}` goes on where it was", entry.id),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Runs a download with its progress shown; Ctrl-C cancels it.
+pub(super) async fn with_bar<T>(
+    models: &Models,
+    entry: &ModelEntry,
+    context: &Context,
+    fetch: impl AsyncFnOnce(&Fetcher, &ProgressSink, &CancellationToken) -> T,
+) -> T {
     let cancel = CancellationToken::new();
     let bar = byte_bar(&entry.id, entry.file.size);
     let fetcher = Fetcher::new(models.store.clone(), fetch_config(&context.settings.config.models));
     let progress = progress_sink(&bar, &entry.id);
     let fetched = {
-        let fetching = fetcher.fetch(entry, None, &progress, &cancel);
+        let fetching = fetch(&fetcher, &progress, &cancel);
         tokio::pin!(fetching);
         tokio::select! {
             fetched = &mut fetching => fetched,
@@ -74,11 +91,7 @@ async fn fetch(models: &Models, entry: &ModelEntry, context: &Context) -> anyhow
         }
     };
     bar.finish_and_clear();
-    match fetched {
-        Ok(_) => Ok(()),
-        Err(FetchError::Cancelled) => bail!("stopped: `opengrid pull {}` goes on where it was", entry.id),
-        Err(error) => Err(error.into()),
-    }
+    fetched
 }
 
 /// The sources of the settings; peers count only where a node runs the download.

@@ -10,6 +10,7 @@ mod package;
 mod peers;
 mod progress;
 mod shared;
+mod slice;
 mod vocabulary;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

@@ -5,7 +5,7 @@
 //! are asked for the same.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -26,6 +26,8 @@ const BUSY_MAX: u32 = 100;
 const DUPLICATE_AFTER: Duration = Duration::from_secs(5);
 /// Each chunk is asked of at most so many peers at once.
 const COPIES_MAX: usize = 2;
+/// Chunks that wait, of which one is looked for that a free peer may have.
+const LOOKED_AT_MAX: usize = 64;
 /// Rounds of looking for providers again when all are gone.
 const SEARCHES_MAX: u32 = 3;
 
@@ -122,6 +124,8 @@ struct Peer {
     busy: u32,
     rests_until: Option<Instant>,
     delivered: u64,
+    /// Chunks that it does not have: it holds a part of the file.
+    lacks: BTreeSet<u32>,
 }
 
 struct Flight {
@@ -201,21 +205,23 @@ impl<'a> Swarm<'a> {
             let limit = if peer.failures + peer.busy > 0 { 1 } else { self.config.chunks_per_peer.max(1) };
             peer.in_flight < limit && peer.rests_until.is_none_or(|until| until <= now)
         };
-        let candidates = || self.peers.iter().filter(|(_, peer)| free(peer));
-        if let Some(index) = self.queue.pop_front() {
-            let best = candidates().min_by_key(|(_, peer)| (peer.in_flight, peer.failures, u64::MAX - peer.delivered));
-            let Some((node, _)) = best else {
-                self.queue.push_front(index);
-                return None;
-            };
-            return Some((*node, index));
+        let candidates =
+            |index: u32| self.peers.iter().filter(move |(_, peer)| free(peer) && !peer.lacks.contains(&index));
+        let best = |index: u32| {
+            let rank = |peer: &Peer| (peer.in_flight, peer.failures, u64::MAX - peer.delivered);
+            candidates(index).min_by_key(|(_, peer)| rank(peer)).map(|(node, _)| *node)
+        };
+        if !self.queue.is_empty() {
+            let looked_at = self.queue.iter().take(LOOKED_AT_MAX);
+            let (at, node) = looked_at.enumerate().find_map(|(at, index)| Some((at, best(*index)?)))?;
+            return Some((node, self.queue.remove(at)?));
         }
         let late = |flight: &&Flight| {
             let copies = self.flights.iter().filter(|other| other.index == flight.index).count();
             now.duration_since(flight.since) > DUPLICATE_AFTER && copies < COPIES_MAX
         };
         let flight = self.flights.iter().find(late)?;
-        let (node, _) = candidates().find(|(node, peer)| peer.in_flight == 0 && **node != flight.node)?;
+        let (node, _) = candidates(flight.index).find(|(node, peer)| peer.in_flight == 0 && **node != flight.node)?;
         Some((*node, flight.index))
     }
 
@@ -254,7 +260,7 @@ impl<'a> Swarm<'a> {
                 self.requeue(index);
             }
             Err(error) => {
-                self.failed(node, &error);
+                self.failed(node, index, &error);
                 self.requeue(index);
             }
         }
@@ -276,11 +282,17 @@ impl<'a> Swarm<'a> {
         }
     }
 
-    fn failed(&mut self, node: NodeId, error: &PeerError) {
+    fn failed(&mut self, node: NodeId, index: u32, error: &PeerError) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         match error {
             PeerError::Busy => peer.busy += 1,
-            PeerError::NotHere => peer.failures = FAILURES_MAX,
+            PeerError::NotHere => {
+                peer.lacks.insert(index);
+                if self.queue.iter().all(|index| peer.lacks.contains(index)) {
+                    self.peers.remove(&node);
+                }
+                return;
+            }
             _ => peer.failures += 1,
         }
         peer.rests_until = Some(Instant::now() + BUSY_PAUSE);

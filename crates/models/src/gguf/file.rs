@@ -33,13 +33,23 @@ impl Header {
     /// # Errors
     /// The file cannot be read or is no GGUF.
     pub fn read(path: &Path) -> Result<Self, GgufFileError> {
+        let metadata = std::fs::metadata(path);
+        let metadata = metadata.map_err(|source| GgufFileError::Io { path: path.to_owned(), source })?;
+        Self::read_of(path, metadata.len())
+    }
+
+    /// As [`Header::read`] for the beginning of a file that will have `file_size` bytes.
+    ///
+    /// # Errors
+    /// As [`Header::read`].
+    pub fn read_of(path: &Path, file_size: u64) -> Result<Self, GgufFileError> {
         let io = |source| GgufFileError::Io { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
             return Err(io(io::Error::other("not a regular file")));
         }
-        let mut header = Self { bytes: Vec::new(), file_size: metadata.len() };
+        let mut header = Self { bytes: Vec::new(), file_size };
         let mut wanted = FIRST_READ_BYTES;
         loop {
             let more = wanted - header.bytes.len() as u64;

@@ -6,6 +6,7 @@
 //! manifests/<root>           their chunk trees (a cache: made again from the blob when missing)
 //! vocabularies/<root>.gguf   metadata and tokenizer without weights, for gateways
 //! partial/<root>/            what a download has so far
+//! slices/                    layers of models as files of their own, made of the above
 //! quarantine/                files whose hash was wrong, the newest few
 //! locks/<root>.lock          held by the one process that downloads or removes a file
 //! temporary/                 files being written; leftovers are removed after a day
@@ -17,6 +18,7 @@ mod add;
 mod lock;
 mod partial;
 mod quarantine;
+pub(crate) mod slices;
 mod temporary;
 
 use std::{
@@ -32,6 +34,7 @@ pub use add::Added;
 pub use lock::FileLock;
 use opengrid_protocol::{ModelRoot, codec, content::Manifest};
 pub use partial::Partial;
+pub use slices::StoredSlice;
 pub(crate) use temporary::temporary_file;
 
 use crate::{
@@ -68,6 +71,8 @@ pub enum StoreError {
     NoSuchChunk { root: ModelRoot, index: u32 },
     #[error("no directory for models is known on this system: set {DIRECTORY_VARIABLE}")]
     NoDirectory,
+    #[error("{source}")]
+    Slice { root: ModelRoot, source: crate::slice::SliceError },
     #[error("the model {0} is being downloaded or removed by another process")]
     Locked(ModelRoot),
 }
@@ -107,7 +112,7 @@ impl Store {
     /// # Errors
     /// A directory cannot be made.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        for part in ["blobs", "manifests", "vocabularies", "partial", "quarantine", "locks", "temporary"] {
+        for part in ["blobs", "manifests", "vocabularies", "partial", "slices", "quarantine", "locks", "temporary"] {
             let path = directory.join(part);
             fs::create_dir_all(&path).map_err(|source| StoreError::Io {
                 action: "make the directory",
@@ -161,12 +166,15 @@ impl Store {
         Ok(self.cache(tree))
     }
 
-    /// The manifest that peers ask for.
+    /// The manifest that peers ask for: of a file that is here, or some chunks of it.
     ///
     /// # Errors
     /// As [`Store::tree`].
     pub fn manifest(&self, root: ModelRoot) -> Result<Manifest, StoreError> {
-        self.tree(root).map(|tree| tree.manifest().clone())
+        match self.tree(root) {
+            Err(StoreError::NotHere(_)) => self.parts_tree(root).map(|tree| tree.manifest().clone()),
+            tree => tree.map(|tree| tree.manifest().clone()),
+        }
     }
 
     /// The bytes of chunk `index`, checked: a damaged disk never makes this node lie to peers.
@@ -174,7 +182,10 @@ impl Store {
     /// # Errors
     /// Not here, no such chunk, damaged, or the disk fails.
     pub fn read_chunk(&self, root: ModelRoot, index: u32) -> Result<Vec<u8>, StoreError> {
-        let tree = self.tree(root)?;
+        let tree = match self.tree(root) {
+            Err(StoreError::NotHere(_)) => return self.read_part(root, index),
+            tree => tree?,
+        };
         let range = chunk_range(tree.size(), index).ok_or(StoreError::NoSuchChunk { root, index })?;
         let path = self.blob(root);
         let bytes =
@@ -217,8 +228,9 @@ impl Store {
         let lock = self.try_lock(root)?.ok_or(StoreError::Locked(root))?;
         let blob = self.blob(root);
         let freed = fs::metadata(&blob).map(|metadata| metadata.len());
-        let partial = self.directory.join("partial").join(root.to_string());
+        let partial = self.partial_directory(root);
         let had_partial = partial.is_dir();
+        let of_slices = self.remove_slices(root)?;
         self.trees().remove(&root);
         for path in [self.manifest_path(root), self.vocabulary(root), blob.clone()] {
             remove_if_there(&path)?;
@@ -228,8 +240,8 @@ impl Store {
         }
         drop(lock);
         match freed {
-            Ok(bytes) => Ok(bytes),
-            Err(_) if had_partial => Ok(0),
+            Ok(bytes) => Ok(bytes + of_slices),
+            Err(_) if had_partial || of_slices > 0 => Ok(of_slices),
             Err(_) => Err(StoreError::NotHere(root)),
         }
     }

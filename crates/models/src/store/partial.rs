@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use opengrid_protocol::{ModelRoot, codec, content::Manifest};
+use opengrid_protocol::{ModelRoot, codec, content::Manifest, limits::CHUNK_BYTES};
 use sha2::{Digest, Sha256};
 
 use super::{FileLock, Store, StoreError, failed, gguf_failed, manifest_bytes_max, read_through};
@@ -31,6 +31,8 @@ pub struct Partial {
     tree: Option<Tree>,
     /// With a tree: which chunks are there and proven.
     have: Vec<bool>,
+    /// With a tree: which chunks the download is about; all of them unless [`Partial::want`] said otherwise.
+    wanted: Option<Vec<bool>>,
     /// Without a tree: how much of the beginning is there.
     prefix: u64,
     _lock: FileLock,
@@ -42,8 +44,18 @@ impl Store {
     /// # Errors
     /// The disk fails, or has no room for the rest.
     pub fn partial(&self, file: &FileEntry, lock: FileLock) -> Result<Partial, StoreError> {
+        let partial = self.open_partial(file, lock)?;
+        self.check_room(partial.missing_bytes())?;
+        Ok(partial)
+    }
+
+    /// As [`Store::partial`], of which only some chunks are wanted.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn open_partial(&self, file: &FileEntry, lock: FileLock) -> Result<Partial, StoreError> {
         let (root, size) = (file.blake3, file.size);
-        let directory = self.directory.join("partial").join(root.to_string());
+        let directory = self.partial_directory(root);
         fs::create_dir_all(&directory).map_err(|source| self.write_failed(&directory, size, source))?;
         let path = directory.join("data");
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
@@ -57,6 +69,7 @@ impl Store {
             file: data,
             tree: None,
             have: Vec::new(),
+            wanted: None,
             prefix: length,
             _lock: lock,
         };
@@ -66,7 +79,6 @@ impl Store {
         if let Some(tree) = partial.saved_tree() {
             partial.use_tree(tree)?;
         }
-        self.check_room(partial.missing_bytes())?;
         Ok(partial)
     }
 }
@@ -80,24 +92,59 @@ impl Partial {
         self.tree.as_ref()
     }
 
-    /// Bytes that are there.
+    /// Bytes that are there, of those that are wanted.
     pub fn done_bytes(&self) -> u64 {
-        self.size.saturating_sub(self.missing_bytes())
+        self.wanted_bytes().saturating_sub(self.missing_bytes())
+    }
+
+    /// Bytes that the download is about.
+    pub fn wanted_bytes(&self) -> u64 {
+        let Some(wanted) = &self.wanted else { return self.size };
+        self.bytes_of(wanted.iter().enumerate().filter(|(_, wanted)| **wanted).map(|(index, _)| index as u32))
+    }
+
+    fn bytes_of(&self, chunks: impl Iterator<Item = u32>) -> u64 {
+        chunks.filter_map(|index| chunk_range(self.size, index)).map(|range| range.end - range.start).sum()
+    }
+
+    /// From now on the download is about the chunks of these ranges of bytes alone. Needs a tree.
+    ///
+    /// # Errors
+    /// The disk has no room for what is missing of them.
+    pub fn want(&mut self, ranges: &[Range<u64>]) -> Result<(), StoreError> {
+        let mut wanted = vec![false; self.have.len()];
+        for range in ranges.iter().filter(|range| range.start < range.end.min(self.size)) {
+            let (first, last) = (range.start / CHUNK_BYTES, (range.end - 1) / CHUNK_BYTES);
+            let (first, last) = (first as usize, (last as usize).min(wanted.len().saturating_sub(1)));
+            wanted[first.min(last)..=last].fill(true);
+        }
+        self.wanted = Some(wanted);
+        self.store.check_room(self.missing_bytes())
+    }
+
+    fn is_wanted(&self, index: usize) -> bool {
+        self.wanted.as_ref().is_none_or(|wanted| wanted.get(index).copied().unwrap_or(false))
+    }
+
+    /// Where the bytes lie that are there.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
     }
 
     fn missing_bytes(&self) -> u64 {
         if self.tree.is_none() {
             return self.size.saturating_sub(self.prefix);
         }
-        self.missing_chunks()
-            .filter_map(|index| chunk_range(self.size, index))
-            .map(|range| range.end - range.start)
-            .sum()
+        self.bytes_of(self.missing_chunks())
     }
 
-    /// Chunks that are not there yet. Meaningful with a tree only.
+    /// Chunks that are wanted and not there yet. Meaningful with a tree only.
     pub fn missing_chunks(&self) -> impl Iterator<Item = u32> + '_ {
-        self.have.iter().enumerate().filter(|(_, have)| !**have).map(|(index, _)| index as u32)
+        (0..self.have.len()).filter(|&index| self.is_missing(index)).map(|index| index as u32)
+    }
+
+    fn is_missing(&self, index: usize) -> bool {
+        !self.have[index] && self.is_wanted(index)
     }
 
     /// The first stretch of bytes that is missing.
@@ -105,8 +152,8 @@ impl Partial {
         if self.tree.is_none() {
             return Some(self.prefix..self.size).filter(|gap| !gap.is_empty());
         }
-        let first = self.have.iter().position(|have| !have)?;
-        let chunks = self.have[first..].iter().take_while(|have| !**have).count();
+        let first = (0..self.have.len()).find(|&index| self.is_missing(index))?;
+        let chunks = (first..self.have.len()).take_while(|&index| self.is_missing(index)).count();
         let start = chunk_range(self.size, first as u32)?.start;
         let end = chunk_range(self.size, (first + chunks - 1) as u32)?.end;
         Some(start..end)
@@ -118,6 +165,7 @@ impl Partial {
     /// The disk fails.
     pub fn use_tree(&mut self, tree: Tree) -> Result<(), StoreError> {
         let mut have = vec![false; tree.chunk_count() as usize];
+        self.wanted = None;
         let length = self.file.metadata().map_err(failed("look at", &self.directory))?.len();
         for (index, have) in have.iter_mut().enumerate() {
             let Some(range) = chunk_range(self.size, index as u32).filter(|range| range.end <= length) else { break };
@@ -186,7 +234,7 @@ impl Partial {
     /// # Errors
     /// The disk fails.
     pub fn overwrite(&mut self) -> Result<(), StoreError> {
-        self.tree = None;
+        (self.tree, self.wanted) = (None, None);
         super::remove_if_there(&self.directory.join("manifest"))?;
         self.restart()
     }
