@@ -1,4 +1,8 @@
-use opengrid_models::gguf::{Gguf, GgufError, vocabulary_gguf};
+use opengrid_models::{
+    gguf::{Gguf, GgufError, vocabulary_gguf},
+    slice,
+};
+use opengrid_protocol::{Layers, ModelRoot};
 
 /// The bytes as a whole file, and as the beginning of a longer one.
 pub fn gguf(data: &[u8]) {
@@ -16,8 +20,9 @@ pub fn gguf(data: &[u8]) {
 }
 
 /// What parses keeps its promises: tensors inside the file, arrays as long as they say, a vocabulary part that parses
-/// to the same metadata.
+/// to the same metadata, slices that take bytes of the file alone and parse.
 fn check(gguf: &Gguf<'_>, data: &[u8]) {
+    check_slices(gguf);
     let _ = gguf.info();
     for tensor in gguf.tensors() {
         assert!(gguf.data_offset() + tensor.offset + tensor.bytes <= gguf.file_size());
@@ -30,4 +35,16 @@ fn check(gguf: &Gguf<'_>, data: &[u8]) {
     assert!(vocabulary.tensors().is_empty());
     let keys = |gguf: &Gguf<'_>| gguf.metadata().iter().map(|(key, _)| (*key).to_owned()).collect::<Vec<_>>();
     assert_eq!(keys(&vocabulary), keys(gguf));
+}
+
+fn check_slices(gguf: &Gguf<'_>) {
+    let layers = gguf.info().map_or(0, |info| u32::try_from(info.block_count).unwrap_or(u32::MAX));
+    let cuts = [(0, 1), (layers / 2, layers), (0, layers)];
+    for layers in cuts.into_iter().filter_map(|(from, to)| Layers::new(from, to).ok()) {
+        let Ok(plan) = slice::plan(gguf, ModelRoot([0; 32]), layers) else { continue };
+        assert!(plan.source_ranges().iter().all(|range| range.start < range.end && range.end <= gguf.file_size()));
+        let slice = Gguf::parse(&plan.file.header, plan.file.size()).expect("a slice is a gguf");
+        assert_eq!(slice.data_offset(), plan.file.header.len() as u64);
+        slice.info().expect("of a model");
+    }
 }
