@@ -5,6 +5,7 @@
 
 mod batching;
 mod child;
+mod drafts;
 mod encoding;
 mod fake;
 mod ipc;

@@ -109,16 +109,21 @@ impl Spans {
         Ok(Fed { slot, waiting_kept, cut_to })
     }
 
-    /// The next step, ascending by slot: all short waits, and prefill within the limits.
+    /// The next step, ascending by slot: short waits, none of them in part and the longest ones first, and prefill within
+    /// the limits.
     pub fn plan(&self, limits: StepLimits) -> Vec<Chunk> {
         let mut take = vec![0; self.slots.len()];
         let mut decoding = 0;
         let mut prompts = Vec::new();
-        for (slot, session) in self.slots.iter().enumerate() {
-            let Some(session) = session.as_ref().filter(|session| session.waiting > 0) else { continue };
-            if session.waiting <= DECODE_ROWS_MAX && decoding + session.waiting <= limits.batch {
-                take[slot] = session.waiting;
-                decoding += session.waiting;
+        let sessions = self.slots.iter().enumerate().filter_map(|(slot, session)| Some((slot, session.as_ref()?)));
+        let mut waiting: Vec<(usize, &Session)> = sessions.filter(|(_, session)| session.waiting > 0).collect();
+        waiting.sort_by_key(|(_, session)| session.order);
+        for (slot, session) in waiting {
+            if session.waiting <= DECODE_ROWS_MAX {
+                if decoding + session.waiting <= limits.batch {
+                    take[slot] = session.waiting;
+                    decoding += session.waiting;
+                }
             } else {
                 prompts.push(Prompt { slot, pending: session.waiting, order: session.order });
             }
@@ -180,6 +185,27 @@ mod tests {
         let chunks = spans.plan(LIMITS);
         let rows: Vec<_> = chunks.iter().map(|chunk| (chunk.slot, chunk.rows)).collect();
         assert_eq!(rows, [(0, 10), (1, 1), (2, 10), (3, 5)], "20 rows of prefill beside 6 of others");
+    }
+
+    #[test]
+    fn a_token_and_its_guesses_stay_together_and_nobody_starves() {
+        let mut spans = Spans::new(6, 1_000);
+        for id in 1..7 {
+            spans.open(id).unwrap();
+            spans.feed(id, 0, DECODE_ROWS_MAX).unwrap();
+        }
+        let mut seen = [0; 6];
+        for _ in 0..12 {
+            let chunks = spans.plan(LIMITS);
+            assert_eq!(chunks.len(), 3, "3 of 17 rows fit 64");
+            assert!(chunks.iter().all(|chunk| chunk.rows == DECODE_ROWS_MAX));
+            spans.computed(&chunks);
+            for chunk in chunks {
+                seen[chunk.slot] += 1;
+                spans.feed(chunk.slot as u64 + 1, chunk.from + chunk.rows, DECODE_ROWS_MAX).unwrap();
+            }
+        }
+        assert_eq!(seen, [6; 6]);
     }
 
     proptest! {

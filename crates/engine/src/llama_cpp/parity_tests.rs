@@ -2,12 +2,12 @@
 //! the other, give the logits of the whole model to the bit, at every cut, in chunks, amid other sessions.
 #![allow(clippy::unwrap_used)]
 
-use std::{fs::File, io::Write, path::Path};
+use std::{collections::BTreeSet, fs::File, io::Write, path::Path};
 
 use opengrid_models::{
     gguf::{Gguf, file::Header},
     slice::{self, SlicePlan},
-    test_support::TinyModel,
+    test_support::{Architecture, TinyModel},
 };
 use opengrid_protocol::{Layers, ModelRoot};
 use tempfile::TempDir;
@@ -21,7 +21,7 @@ fn context(model: &Model, rows_out: bool) -> Context<'_> {
     let options = ContextOptions {
         slots: SLOTS,
         context_tokens: 256,
-        threads: 2,
+        threads: 1,
         batch: BATCH,
         outputs: BATCH,
         flash_attention: false,
@@ -206,11 +206,20 @@ fn check_every_cut(path: &Path, length: usize) {
 }
 
 #[test]
-fn llama() {
+fn every_architecture_that_is_cut() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("model.gguf");
-    std::fs::write(&path, TinyModel { layers: 6, ..TinyModel::default() }.to_bytes()).unwrap();
-    check_every_cut(&path, 60);
+    let mut cut = BTreeSet::new();
+    for architecture in Architecture::ALL {
+        for quantised in [false, true] {
+            // More layers than gemma3's period, and no multiple of it.
+            let model = TinyModel { architecture, quantised, layers: 8, seed: 3, ..TinyModel::default() };
+            let path = directory.path().join(format!("{architecture:?}-{quantised}.gguf"));
+            std::fs::write(&path, model.to_bytes()).unwrap();
+            check_every_cut(&path, 60);
+        }
+        cut.insert(architecture.name());
+    }
+    assert_eq!(cut, slice::ARCHITECTURES.iter().copied().collect(), "the list is what is proven here");
 }
 
 #[test]

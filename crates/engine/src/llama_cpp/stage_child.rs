@@ -22,13 +22,14 @@ use super::{
     speeds::Speeds,
 };
 use crate::{
+    drafts::{self, DRAFTS_MAX, Drafting},
     ipc, sandbox,
     spans::{Chunk, Spans},
     stage::{Input, StageSlice},
 };
 
 /// Rows in one frame at most, in bytes: so much is sealed and sent as one piece.
-const ROWS_BYTES_MAX: usize = 512 * 1024;
+const ROWS_BYTES_MAX: usize = 960 * 1024;
 
 /// # Errors
 /// Why this slice cannot be served, for people.
@@ -183,8 +184,11 @@ struct Head {
     answer: Answer,
     /// Prompt and answer.
     tokens: Vec<Token>,
-    /// Behind `tokens`: what was fed without being drawn yet.
+    /// Behind `tokens`: guesses that were fed with the last one.
     drafts: Vec<Token>,
+    drafting: Drafting,
+    /// When the last token was drawn.
+    drawn: Option<Instant>,
     tokens_max: usize,
     usage: Usage,
 }
@@ -260,9 +264,17 @@ impl Server<'_> {
             Ok((answer, tokens_max)) => {
                 self.open(generate.id);
                 if let Some(slot) = self.spans.slot(generate.id) {
-                    let (tokens, drafts) = (generate.tokens, Vec::new());
+                    let tokens = generate.tokens;
                     let usage = Usage { prefilled_tokens: tokens.len() as u32, ..Usage::default() };
-                    self.heads[slot] = Some(Head { answer, tokens, drafts, tokens_max, usage });
+                    self.heads[slot] = Some(Head {
+                        answer,
+                        tokens,
+                        drafts: Vec::new(),
+                        drafting: Drafting::default(),
+                        drawn: None,
+                        tokens_max,
+                        usage,
+                    });
                 }
             }
         }
@@ -331,7 +343,7 @@ impl Server<'_> {
     }
 
     fn pass_on(&mut self, chunks: &[Chunk]) -> Result<(), String> {
-        let rows_max = (ROWS_BYTES_MAX / (self.width * size_of::<f32>())).max(1);
+        let rows_max = rows_max(self.width);
         let mut out = self.context.rows_out();
         for chunk in chunks {
             let Some(id) = self.spans.id(chunk.slot) else { continue };
@@ -360,7 +372,11 @@ impl Server<'_> {
             let drawn = head.draw(&mut self.context, first_output, span.outputs, &mut self.scratch)?;
             if !drawn.tokens.is_empty() {
                 let from = (head.tokens.len() - 1) as u32;
-                let feed = if drawn.end.is_some() { Vec::new() } else { head.next_feed() };
+                let feed = if drawn.end.is_some() {
+                    Vec::new()
+                } else {
+                    head.next_feed(DRAFTS_MAX.min(rows_max(self.width) - 1))
+                };
                 self.emit(id, Progress::Drawn { tokens: drawn.tokens, from, feed });
             }
             match drawn.end {
@@ -380,6 +396,12 @@ impl Server<'_> {
         }
         Ok(())
     }
+}
+
+/// Rows of one frame. A token and its guesses are never parted: a row that comes after the token of its place was drawn
+/// otherwise would be taken for that token's.
+fn rows_max(width: usize) -> usize {
+    (ROWS_BYTES_MAX / (width * size_of::<f32>())).max(1)
 }
 
 struct Drawn {
@@ -403,6 +425,7 @@ impl Head {
     ) -> Result<Drawn, String> {
         let mut drawn = Drawn { tokens: Vec::new(), end: None };
         let drafts = std::mem::take(&mut self.drafts);
+        let mut came_true = 0;
         for at in 0..outputs {
             let logits = context.logits(first + at).ok_or("llama.cpp gave no logits")?;
             let (token, end) = match self.answer.draw(logits, scratch) {
@@ -413,22 +436,30 @@ impl Head {
                     (Some(token), complete.or(full.then_some(Finish::Length)).map(Ok))
                 }
             };
-            let came_true = token.as_ref().is_some_and(|token| drafts.get(at) == Some(&token.token));
+            let is_guessed = token.as_ref().is_some_and(|token| drafts.get(at) == Some(&token.token));
             if let Some(token) = token {
                 self.tokens.push(token.token);
                 self.usage.generated_tokens += 1;
                 drawn.tokens.push(token);
             }
             drawn.end = end;
-            if drawn.end.is_some() || !came_true {
+            came_true += usize::from(is_guessed);
+            if drawn.end.is_some() || !is_guessed {
                 break;
             }
+        }
+        let now = Instant::now();
+        if let Some(before) = self.drawn.replace(now) {
+            self.drafting.record(drafts.len(), came_true, now.duration_since(before).as_secs_f32());
         }
         Ok(drawn)
     }
 
-    /// The last token, whose row is computed next.
-    fn next_feed(&mut self) -> Vec<Token> {
-        self.tokens.last().copied().into_iter().collect()
+    /// The last token, whose row is computed next, and guesses at what follows it.
+    fn next_feed(&mut self, guesses_max: usize) -> Vec<Token> {
+        let room = self.tokens_max.saturating_sub(self.tokens.len() + 1).min(guesses_max);
+        let guesses = drafts::look_up(&self.tokens, room);
+        self.drafts = guesses[..self.drafting.length(guesses.len()).min(guesses.len())].to_vec();
+        self.tokens.last().into_iter().chain(&self.drafts).copied().collect()
     }
 }

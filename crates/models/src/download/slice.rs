@@ -108,7 +108,7 @@ impl Job<'_> {
     async fn fetch_header(&self) -> Result<(), FetchError> {
         let mut bytes = HEADER_GUESS_BYTES;
         loop {
-            self.fetch_ranges(vec![0..bytes]).await?;
+            self.fetch_ranges(std::iter::once(0..bytes).collect()).await?;
             let needs = move |partial: &mut crate::store::Partial| {
                 // Whole chunks are there.
                 let have = bytes.next_multiple_of(opengrid_protocol::limits::CHUNK_BYTES);

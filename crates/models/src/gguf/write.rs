@@ -61,6 +61,12 @@ impl Writer {
         self.array(key, ValueType::I32, values.len(), &encoded)
     }
 
+    #[must_use]
+    pub fn bools(self, key: &str, values: &[bool]) -> Self {
+        let encoded: Vec<u8> = values.iter().map(|value| u8::from(*value)).collect();
+        self.array(key, ValueType::Bool, values.len(), &encoded)
+    }
+
     /// A value whose encoding the caller vouches for.
     #[must_use]
     pub fn entry(mut self, key: &str, kind: ValueType, encoded: &[u8]) -> Self {

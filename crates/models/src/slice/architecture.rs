@@ -3,10 +3,10 @@
 //! architecture stands beside its rules.
 
 use super::SliceError;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Value};
 
 /// Architectures (`general.architecture`) that are cut.
-pub const ARCHITECTURES: &[&str] = &["llama"];
+pub const ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "phi3"];
 
 /// Keys under `<architecture>.` that may stay in a slice as they are, or whose list is cut. A key outside this list may
 /// be one whose meaning depends on a layer's number in the whole model.
@@ -50,6 +50,11 @@ const GLOBAL_TENSORS: &[&str] = &[
     "rope_factors_short.weight",
 ];
 
+/// gemma3 with so many layers is the 27B model, whose attention has another scale that no key tells.
+const GEMMA3_27B_LAYERS: u32 = 62;
+/// gemma3: of so many layers one sees all, unless the file says otherwise.
+const GEMMA3_PERIOD: u32 = 6;
+
 /// How one model is cut.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rules {
@@ -57,6 +62,8 @@ pub(super) struct Rules {
     pub layers: u32,
     /// Width of a row.
     pub width: u64,
+    /// By layer: whether it sees its window only. `None` where no layer's number decides.
+    pub sliding: Option<Vec<bool>>,
     /// What the rows of tokens are multiplied with before the first layer.
     pub embedding_scale: f32,
 }
@@ -74,7 +81,15 @@ impl Rules {
         check_tensors(gguf)?;
         let layers = u32::try_from(info.block_count).unwrap_or(u32::MAX);
         let width = info.embedding_length;
-        Ok(Self { architecture, layers, width, embedding_scale: 1.0 })
+        let is_gemma = architecture == "gemma3";
+        if is_gemma && layers >= GEMMA3_27B_LAYERS {
+            let why = "its number of layers decides about the scale of its attention";
+            return Err(SliceError::Unproven(why.to_owned()));
+        }
+        let sliding = if is_gemma { gemma3_sliding(gguf, layers)? } else { None };
+        // llama.cpp multiplies the rows of tokens, and no others, with `sqrtf` of the width.
+        let embedding_scale = if is_gemma { (width as f32).sqrt() } else { 1.0 };
+        Ok(Self { architecture, layers, width, sliding, embedding_scale })
     }
 }
 
@@ -106,4 +121,28 @@ pub(super) fn layer_of(name: &str) -> Option<(u32, &str)> {
     let number = layer.parse().ok()?;
     // One name only: no `+1`, no `01`.
     (u32::to_string(&number) == layer).then_some((number, rest))
+}
+
+/// `load_swa_pattern`: a list by layer, or a period: the last of so many layers sees all.
+fn gemma3_sliding(gguf: &Gguf<'_>, layers: u32) -> Result<Option<Vec<bool>>, SliceError> {
+    let window = gguf.get("gemma3.attention.sliding_window").and_then(|value| value.as_u64());
+    if window.unwrap_or(0) == 0 {
+        return Ok(None);
+    }
+    let unknown = |why: &str| SliceError::Unproven(format!("its `sliding_window_pattern` is {why}"));
+    let period = match gguf.get("gemma3.attention.sliding_window_pattern") {
+        None => GEMMA3_PERIOD,
+        Some(Value::Array(list)) => {
+            let sliding = list.iter().map(|entry| entry.as_bool().or(entry.as_u64().map(|number| number != 0)));
+            let sliding: Option<Vec<bool>> = sliding.collect();
+            let sliding = sliding.filter(|sliding| sliding.len() as u64 == u64::from(layers));
+            return sliding.map(Some).ok_or_else(|| unknown("no list with an entry for each layer"));
+        }
+        Some(value) => value
+            .as_u64()
+            .and_then(|period| u32::try_from(period).ok())
+            .ok_or_else(|| unknown("neither a list nor a number"))?,
+    };
+    let is_sliding = |layer: u32| period == 0 || layer % period < period - 1;
+    Ok(Some((0..layers).map(is_sliding).collect()))
 }

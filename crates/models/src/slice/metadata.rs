@@ -18,16 +18,25 @@ pub(super) fn write(
 ) -> Result<Writer, SliceError> {
     let key = |name: &str| format!("{}.{name}", rules.architecture);
     let (block_count, vocab_size) = (key("block_count"), key("vocab_size"));
+    let (pattern, window) = (key("attention.sliding_window_pattern"), key("attention.sliding_window"));
+    let sliding = rules.sliding.as_deref().map(|sliding| cut(sliding, layers));
+    // Without a layer that slides, llama.cpp takes a window for a mistake and aborts.
+    let no_window = sliding.is_some_and(|sliding| !sliding.contains(&true));
     let mut writer = Writer::new();
     for (name, value) in gguf.metadata() {
         let no_vocabulary = !is_last && (name.starts_with("tokenizer.") || *name == vocab_size);
         // The slice has the alignment of its writer.
-        if no_vocabulary || *name == block_count || *name == "general.alignment" {
+        let is_rewritten =
+            *name == block_count || (*name == pattern && sliding.is_some()) || (*name == window && no_window);
+        if no_vocabulary || is_rewritten || *name == "general.alignment" {
             continue;
         }
         writer = copy(writer, rules, name, value, layers)?;
     }
     writer = writer.u32(&block_count, layers.count());
+    if let Some(sliding) = sliding.filter(|_| !no_window) {
+        writer = writer.bools(&pattern, sliding);
+    }
     if !is_last {
         writer = writer.string("tokenizer.ggml.model", "no_vocab").u32(&vocab_size, NO_VOCABULARY_ROWS);
     }
@@ -37,6 +46,11 @@ pub(super) fn write(
         .u32("opengrid.slice.to", layers.to())
         .u32("opengrid.slice.of", rules.layers)
         .u32("opengrid.slice.recipe", RECIPE))
+}
+
+/// The entries of the slice's layers.
+fn cut<T>(list: &[T], layers: Layers) -> &[T] {
+    list.get(layers.from() as usize..layers.to() as usize).unwrap_or_default()
 }
 
 /// A list under the architecture's name has an entry for each layer.
