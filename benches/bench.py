@@ -15,12 +15,17 @@ import grid  # noqa: E402
 NAMES = {
     "gateway": "our gateway and a worker node against llama-server: decode speed, time to first token, many streams",
     "invariance": "what exact costs in prefill and decode against default kernels, per quantisation",
-    "failover": "kill -9 of the serving worker mid-answer: same text, length of the pause",
+    "slices": "2 and 3 stages on this machine against the whole model on the same cores",
+    "wan": "chains of stages over a wide area network: laps against their floor, guesses, faults (root)",
+    "failover": "workers and stages killed or hanging in mid-answer: same text, length of the pause",
     "idle": "memory and CPU of a node that does nothing",
     "streams": "200 concurrent streams through one gateway to fake engines",
     "api": "what the gateway itself costs: latency, requests per second, memory of 10,000 idle streams",
     "start": "how long ./run takes to an answer",
+    "allocator": "layers to nodes: plans against the best there is, and how long a plan takes",
+    "lab": "what the laboratory for wide area networks itself adds to a packet's way, and how many packets it moves (root)",
 }
+WITHOUT_MODEL = {"allocator", "lab"}
 
 
 def parse():
@@ -58,7 +63,8 @@ def prepare(options):
 
 def main():
     options = parse()
-    prepare(options)
+    if options.name not in WITHOUT_MODEL:
+        prepare(options)
     found = []
     for figure in importlib.import_module(f"bench_{options.name}").run(options, say):
         found.append(figure)

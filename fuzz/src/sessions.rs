@@ -1,7 +1,8 @@
 use opengrid_protocol::{
     codec,
     content::{ContentRequest, ContentResponse},
-    limits::{EMBED_TEXTS_MAX, FRAME_BYTES_MAX, LOGIT_BIAS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX},
+    limits::{EMBED_TEXTS_MAX, FRAME_BYTES_MAX, LOGIT_BIAS_MAX, POSITIONS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX},
+    pipeline::{Order, ToStage},
     session::{ToGateway, ToWorker},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -10,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 /// opening's check lets pass is within the limits that others rely on.
 pub fn session_messages(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
-    match kind % 4 {
+    match kind % 5 {
         0 => match decode::<ToWorker>(bytes) {
             Some(ToWorker::Open(open)) if open.check().is_ok() => {
                 assert!((1..=PROMPT_TOKENS_MAX).contains(&open.tokens.len()));
@@ -24,10 +25,24 @@ pub fn session_messages(data: &[u8]) {
                 assert!((1..=PROMPT_TOKENS_MAX).contains(&embed.texts.concat().len()));
                 assert!(embed.texts.iter().all(|text| !text.is_empty()));
             }
+            Some(ToWorker::OpenPart(part)) if part.check().is_ok() => {
+                assert!((1..=POSITIONS_MAX).contains(&part.positions_max));
+                assert!(part.head.is_none_or(|head| head.check().is_ok() && head.session == part.session));
+            }
+            Some(ToWorker::Order { order: Order::Feed { from, tokens }, .. })
+                if (Order::Feed { from, tokens: tokens.clone() }).check().is_ok() =>
+            {
+                assert!((1..=PROMPT_TOKENS_MAX).contains(&tokens.len()) && from <= POSITIONS_MAX);
+            }
             _ => {}
         },
         1 => drop(decode::<ToGateway>(bytes)),
         2 => drop(decode::<ContentRequest>(bytes)),
+        4 => {
+            if let Some(message) = decode::<ToStage>(bytes).filter(|message| message.check().is_ok()) {
+                assert!(message.from <= POSITIONS_MAX);
+            }
+        }
         _ => drop(decode::<ContentResponse>(bytes)),
     }
 }

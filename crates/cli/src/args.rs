@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use opengrid_protocol::Layers;
+use opengrid_protocol::{Layers, LayersError};
 
 /// Volunteers' computers run language models together.
 #[derive(Parser, Debug)]
@@ -92,6 +92,10 @@ pub struct UpArgs {
     /// Models to serve (comma-separated ids), or `none`; without it, what the benchmark says this machine can
     #[arg(long, value_name = "MODEL,…|none|auto", value_delimiter = ',')]
     pub serve: Option<Vec<String>>,
+    /// Only these layers of the models that --serve names, for sessions over several nodes; `auto`: those that the grid
+    /// lacks
+    #[arg(long, value_name = "FROM..TO|auto", requires = "serve", value_parser = layers_or_auto)]
+    pub layers: Option<String>,
     /// What computes: `exact` (built in), `fast` (built in, default kernels), the URL of a llama-server, vLLM or
     /// trtllm-serve, or `auto` to look for one on this machine [default: exact]
     #[arg(long, value_name = "ENGINE")]
@@ -105,6 +109,13 @@ pub struct UpArgs {
     /// Threads of the engine [default: what suits this machine]
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
+}
+
+fn layers_or_auto(text: &str) -> Result<String, LayersError> {
+    match text {
+        "auto" => Ok(text.to_owned()),
+        _ => text.parse::<Layers>().map(|layers| layers.to_string()),
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

@@ -209,6 +209,9 @@ pub struct Limits {
     pub cpu_percent: u32,
     /// Share of the available memory that weights and KV cache may take.
     pub memory_percent: u32,
+    /// Most of it for one model or stage, in MiB.
+    #[serde(deserialize_with = "zero_is_none")]
+    pub memory_mb: Option<NonZeroU32>,
     /// Requests that the gateway answers at once.
     pub requests: u32,
     /// Bytes of an HTTP request body, in KiB.

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use opengrid_node::config::{Wish, WishedPart};
+
 use crate::{
     args::{Global, UpArgs},
     config::{Config, Effective, LogFormat, LogLevel, Overrides},
@@ -24,6 +26,7 @@ impl Context {
     /// # Errors
     /// The first setting that is wrong, as a usage error.
     pub fn load(global: &Global, up: Option<&UpArgs>) -> anyhow::Result<Self> {
+        up.map_or(Ok(()), check_layers)?;
         let overrides = up.into_iter().fold(of_global(global), of_up);
         let settings = Config::load(global.home.clone(), overrides).map_err(|error| usage(error.to_string()))?;
         Ok(Self {
@@ -77,9 +80,28 @@ fn of_up(overrides: Overrides, up: &UpArgs) -> Overrides {
         .set_list("network.join", "--join", &up.join)
         .set("network.grid_key", "--grid-key", up.grid_key.as_ref().map(|path| path.display().to_string()))
         .set("node.role", "--role", up.role.map(|role| role.as_str()))
-        .set("serve.models", "--serve", up.serve.as_ref().map(|models| models.join(",")))
+        .set("serve.models", "--serve", served(up))
         .set("serve.engine", "--engine", up.engine.as_ref())
         .set("serve.threads", "--threads", up.threads)
+}
+
+/// `--layers` is said of every model.
+fn served(up: &UpArgs) -> Option<String> {
+    let part = up.layers.as_ref().map_or_else(String::new, |layers| format!("@{layers}"));
+    up.serve.as_ref().map(|models| models.iter().map(|model| format!("{model}{part}")).collect::<Vec<_>>().join(","))
+}
+
+/// `--layers` needs models that do not say their layers themselves.
+fn check_layers(up: &UpArgs) -> anyhow::Result<()> {
+    let (Some(layers), Some(models)) = (&up.layers, &up.serve) else { return Ok(()) };
+    let said = |model: &&String| model.parse::<Wish>().is_ok_and(|wish| wish.part != WishedPart::Whole);
+    if let Some(model) = models.iter().find(|model| ["none", "auto"].contains(&model.as_str())) {
+        return Err(usage(format!("--layers {layers} is of a model: name it, e.g. --serve smollm2-135m, not {model}")));
+    }
+    match models.iter().find(said) {
+        Some(model) => Err(usage(format!("--serve {model} says its layers itself: leave out --layers {layers}"))),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +137,23 @@ mod tests {
         assert_eq!(config.serve.threads.unwrap().get(), 3);
         assert_eq!(config.node.role, Role::Edge);
         assert_eq!(config.serve.engine, crate::config::Engine::Fast);
+    }
+
+    #[test]
+    fn layers_are_said_once_and_of_a_model() {
+        let home = tempfile::tempdir().unwrap();
+        let load = |model: &str, layers: Option<&str>| {
+            let serve = Some(vec![model.to_owned()]);
+            let up = UpArgs { serve, layers: layers.map(str::to_owned), ..UpArgs::default() };
+            Context::load(&global(home.path()), Some(&up)).map(|context| context.settings.config.serve.models)
+        };
+        let whole = load("m@0..5", None).unwrap();
+        assert_eq!(load("m", Some("0..5")).unwrap(), whole);
+        for (model, layers) in [("m@0..5", "7..9"), ("m@auto", "auto"), ("none", "0..5"), ("auto", "auto")] {
+            let error = load(model, Some(layers)).unwrap_err();
+            assert_eq!(crate::errors::exit_code(&error), 2);
+            assert!(error.to_string().contains(model), "{error}");
+        }
     }
 
     #[test]

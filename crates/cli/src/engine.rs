@@ -53,12 +53,18 @@ pub fn needs(info: &ModelInfo) -> ModelNeeds {
     }
 }
 
+/// What the owner allows for one model or stage.
+pub fn memory_bytes(config: &Config) -> Option<u64> {
+    config.limits.memory_mb.map(|megabytes| u64::from(megabytes.get()) << 20)
+}
+
 /// The owner's limits, as the settings say.
 pub fn owner_limits(config: &Config) -> OwnerLimits {
     let serve = &config.serve;
     OwnerLimits {
         cpu_percent: config.limits.cpu_percent,
         memory_percent: config.limits.memory_percent,
+        memory_bytes: memory_bytes(config),
         threads: serve.threads.map(|value| value.get()),
         slots: serve.slots.map(|value| value.get()),
         context_tokens: serve.context_tokens.map(|value| value.get()),

@@ -20,12 +20,51 @@ pub struct Status {
     pub invite: String,
     pub sessions_running: u64,
     pub tokens_generated: u64,
+    pub pipelines: Vec<Pipeline>,
+    pub parts: u64,
+    pub parts_kept_bytes: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Pipeline {
+    pub model: String,
+    pub stages: Vec<PipelineStage>,
+    pub tokens: u64,
+    pub lap_ms: Option<f64>,
+    pub put_together: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PipelineStage {
+    pub peer_id: String,
+    pub layers: String,
+    pub compute_ms: f64,
+    pub way_ms: f64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Coverage {
+    pub layer_count: u32,
+    pub stages: Vec<Stage>,
+    pub gaps: Vec<String>,
+    pub chains: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Stage {
+    pub layers: String,
+    pub holders: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ServedModel {
     pub id: String,
+    pub layers: Option<String>,
     pub state: String,
     pub class: String,
     pub context_tokens: u32,
@@ -47,12 +86,14 @@ pub struct Peer {
     pub path: String,
     pub rtt_ms: Option<f64>,
     pub models: Vec<PeerModel>,
+    pub refused: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct PeerModel {
     pub id: String,
+    pub layers: Option<String>,
     pub slots: u32,
     pub slots_busy: u32,
     pub draining: bool,
@@ -62,7 +103,13 @@ pub struct PeerModel {
 #[serde(default)]
 pub struct Model {
     pub id: String,
+    pub coverage: Option<Coverage>,
     pub workers: u64,
     pub context_tokens: u32,
     pub task: Task,
+}
+
+/// `smollm2-135m`, or `smollm2-135m@0..10` for a part of it.
+pub fn named(id: &str, layers: Option<&str>) -> String {
+    layers.map_or_else(|| id.to_owned(), |layers| format!("{id}@{layers}"))
 }

@@ -6,6 +6,16 @@
 
 use crate::batching::{Prompt, StepLimits, share_prefill};
 
+/// Steps in a row after which a stage that lags behind takes more sessions at once.
+const CROWDED_STEPS: u32 = 6;
+
+/// The part of a model that a stage computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub layers: usize,
+    pub of: usize,
+}
+
 /// Rows that go into a step whatever prefills: a token and its drafts.
 pub const DECODE_ROWS_MAX: usize = 17;
 
@@ -51,12 +61,24 @@ pub struct Spans {
     slots: Vec<Option<Session>>,
     context: usize,
     clock: u64,
+    part: Part,
+    /// Steps in a row after which as many sessions waited as were taken.
+    crowded: u32,
 }
 
 impl Spans {
     /// `context`: most rows of a session.
-    pub fn new(slots: usize, context: usize) -> Self {
-        Self { slots: (0..slots).map(|_| None).collect(), context, clock: 0 }
+    pub fn new(slots: usize, context: usize, part: Part) -> Self {
+        Self { slots: (0..slots).map(|_| None).collect(), context, clock: 0, part, crowded: 0 }
+    }
+
+    /// Sessions that decode in one step. If each step took all that wait, sessions would gather and go round together: one
+    /// stage would compute and the others wait for it. A stage takes its share of them, so that all compute at once; one that
+    /// is slower than the others, so that sessions pile up before it, takes more.
+    fn sessions_at_once(&self) -> usize {
+        let open = self.slots.iter().flatten().count();
+        let share = (open * self.part.layers).div_ceil(self.part.of.max(1)).max(1);
+        share << (self.crowded / CROWDED_STEPS).min(8)
     }
 
     /// The lowest free slot, for a new session.
@@ -118,15 +140,23 @@ impl Spans {
         let sessions = self.slots.iter().enumerate().filter_map(|(slot, session)| Some((slot, session.as_ref()?)));
         let mut waiting: Vec<(usize, &Session)> = sessions.filter(|(_, session)| session.waiting > 0).collect();
         waiting.sort_by_key(|(_, session)| session.order);
-        for (slot, session) in waiting {
-            if session.waiting <= DECODE_ROWS_MAX {
-                if decoding + session.waiting <= limits.batch {
-                    take[slot] = session.waiting;
-                    decoding += session.waiting;
-                }
-            } else {
-                prompts.push(Prompt { slot, pending: session.waiting, order: session.order });
+        let (short, long): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(_, session)| session.waiting <= DECODE_ROWS_MAX);
+        let most = self.sessions_at_once();
+        // llama.cpp computes neighbouring slots in one go: those of one group go together.
+        let mut groups: Vec<usize> = short.iter().map(|(slot, _)| slot / most).collect();
+        groups.dedup();
+        let by_group = groups.iter().flat_map(|group| short.iter().filter(move |(slot, _)| slot / most == *group));
+        let mut taken = 0;
+        for (slot, session) in by_group {
+            if taken < most && take[*slot] == 0 && decoding + session.waiting <= limits.batch {
+                take[*slot] = session.waiting;
+                decoding += session.waiting;
+                taken += 1;
             }
+        }
+        for (slot, session) in long {
+            prompts.push(Prompt { slot, pending: session.waiting, order: session.order });
         }
         let room = limits.prefill_room(decoding, prompts.len());
         share_prefill(prompts, room, &mut take);
@@ -137,6 +167,9 @@ impl Spans {
 
     /// The step was computed.
     pub fn computed(&mut self, chunks: &[Chunk]) {
+        let waiting = self.slots.iter().flatten().filter(|session| session.waiting > 0).count();
+        let left = waiting.saturating_sub(chunks.len());
+        self.crowded = if left >= self.sessions_at_once() { self.crowded + 1 } else { self.crowded.saturating_sub(1) };
         for chunk in chunks {
             if let Some(session) = self.slots[chunk.slot].as_mut() {
                 session.computed += chunk.rows;
@@ -155,9 +188,40 @@ mod tests {
 
     const LIMITS: StepLimits = StepLimits { batch: 64, prefill: 64, prefill_amid_decoding: 20 };
 
+    const WHOLE: Part = Part { layers: 4, of: 4 };
+
+    #[test]
+    fn sessions_do_not_go_round_together_unless_the_stage_is_the_slowest() {
+        let mut spans = Spans::new(8, 1_000, Part { layers: 10, of: 30 });
+        (1..9).for_each(|id| assert!(spans.open(id).is_some()));
+        for id in 1..9 {
+            spans.feed(id, 0, 1).unwrap();
+        }
+        let mut groups = Vec::new();
+        while !spans.idle() {
+            let chunks = spans.plan(LIMITS);
+            groups.push(chunks.iter().map(|chunk| chunk.slot).collect::<Vec<_>>());
+            spans.computed(&chunks);
+        }
+        assert_eq!(groups, [vec![0, 1, 2], vec![3, 4, 5], vec![6, 7]]);
+        // All come back at once, again and again: nobody else holds them up.
+        let mut most = 0;
+        for position in 1..20 {
+            for id in 1..9 {
+                spans.feed(id, position, 1).unwrap();
+            }
+            while !spans.idle() {
+                let chunks = spans.plan(LIMITS);
+                most = most.max(chunks.len());
+                spans.computed(&chunks);
+            }
+        }
+        assert!(most >= 3);
+    }
+
     #[test]
     fn rows_are_computed_in_order_and_replaced_from_where_they_are_fed_again() {
-        let mut spans = Spans::new(2, 100);
+        let mut spans = Spans::new(2, 100, WHOLE);
         assert_eq!((spans.open(7), spans.open(8), spans.open(9)), (Some(0), Some(1), None));
         assert_eq!(spans.feed(7, 0, 30), Ok(Fed { slot: 0, waiting_kept: 0, cut_to: None }));
         assert_eq!(spans.feed(7, 31, 1), Err(FeedError::Gap { from: 31, end: 30 }));
@@ -176,7 +240,7 @@ mod tests {
 
     #[test]
     fn tokens_go_ahead_of_prompts_and_prompts_all_advance() {
-        let mut spans = Spans::new(4, 1_000);
+        let mut spans = Spans::new(4, 1_000, WHOLE);
         (1..5).for_each(|id| assert!(spans.open(id).is_some()));
         spans.feed(1, 0, 500).unwrap();
         spans.feed(2, 0, 1).unwrap();
@@ -189,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_token_and_its_guesses_stay_together_and_nobody_starves() {
-        let mut spans = Spans::new(6, 1_000);
+        let mut spans = Spans::new(6, 1_000, WHOLE);
         for id in 1..7 {
             spans.open(id).unwrap();
             spans.feed(id, 0, DECODE_ROWS_MAX).unwrap();
@@ -211,7 +275,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_row_is_computed_once_in_order(feeds in prop::collection::vec((1_u64..4, 1_usize..60), 1..30)) {
-            let mut spans = Spans::new(3, 10_000);
+            let mut spans = Spans::new(3, 10_000, Part { layers: 1, of: 2 });
             (1..4).for_each(|id| assert!(spans.open(id).is_some()));
             let (mut fed, mut computed) = ([0; 3], [0; 3]);
             let mut feeds = feeds.into_iter();

@@ -39,6 +39,8 @@ pub struct OwnerLimits {
     pub cpu_percent: u32,
     /// Share of the available memory, 1 to 100.
     pub memory_percent: u32,
+    /// Most of it in bytes, whatever the percentage gives.
+    pub memory_bytes: Option<u64>,
     pub threads: Option<u32>,
     pub slots: Option<u32>,
     pub context_tokens: Option<u32>,
@@ -50,6 +52,7 @@ impl Default for OwnerLimits {
         Self {
             cpu_percent: 100,
             memory_percent: 75,
+            memory_bytes: None,
             threads: None,
             slots: None,
             context_tokens: None,
@@ -97,7 +100,8 @@ pub struct Shortage {
 /// # Errors
 /// [`Shortage`]: weights and the smallest useful KV cache (or the one that the owner fixed) do not fit.
 pub fn recommend(profile: &HostProfile, needs: &ModelNeeds, owner: &OwnerLimits) -> Result<Plan, Shortage> {
-    let allowed_bytes = percent(profile.memory.available_bytes, owner.memory_percent);
+    let share = percent(profile.memory.available_bytes, owner.memory_percent);
+    let allowed_bytes = owner.memory_bytes.map_or(share, |bytes| bytes.min(share));
     let weights = needs.weights_bytes.saturating_add(OVERHEAD_BYTES);
     let kv_room = allowed_bytes.saturating_sub(weights);
     let default_budget = (profile.memory.available_bytes / 100 * KV_PERCENT).min(KV_BUDGET_BYTES_MAX);

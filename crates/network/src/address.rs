@@ -1,6 +1,6 @@
 //! Multiaddresses: parsing from outside, and from where an address can be reached.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use opengrid_protocol::{NodeId, limits::ADDRESS_BYTES_MAX};
@@ -26,7 +26,19 @@ pub(crate) fn peer_id(node: NodeId) -> Option<PeerId> {
     PeerId::from_bytes(&node.to_peer_id_bytes()).ok()
 }
 
-pub(crate) fn is_relayed(address: &Multiaddr) -> bool {
+/// Where a direct QUIC address leads.
+pub fn udp_socket(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut protocols = address.iter();
+    let ip: IpAddr = match protocols.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    let Protocol::Udp(port) = protocols.next()? else { return None };
+    (protocols.next() == Some(Protocol::QuicV1) && !is_relayed(address)).then(|| SocketAddr::new(ip, port))
+}
+
+pub fn is_relayed(address: &Multiaddr) -> bool {
     address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 

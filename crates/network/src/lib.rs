@@ -27,6 +27,7 @@ mod metrics;
 mod nat;
 mod peer_cache;
 mod peers;
+mod refusal;
 mod streams;
 mod transport;
 
@@ -173,6 +174,16 @@ impl Network {
     /// The connected peers by id. A peer leaves when its last connection closes, a silent one within 8 seconds.
     pub fn peers(&self) -> Vec<PeerInfo> {
         self.shared.peers.read().infos()
+    }
+
+    /// Whether the host on which a connected peer ran says that the program is gone: nothing listens at its port any more.
+    /// False where nothing is known: behind a NAT or a firewall, on a host that is gone itself, or over a connection that
+    /// would have closed. Takes `patience` at most.
+    pub async fn is_refused(&self, node: NodeId, patience: Duration) -> bool {
+        let socket =
+            address::peer_id(node).and_then(|peer| self.shared.peers.read().get(&peer).and_then(peers::Peer::socket));
+        let Some(socket) = socket else { return false };
+        timeout(patience, refusal::is_refused(socket)).await.unwrap_or(false)
     }
 
     pub fn nat(&self) -> Nat {

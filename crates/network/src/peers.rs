@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -67,6 +68,15 @@ impl Peer {
         let direct = self.connections.iter().filter(|connection| !connection.relayed);
         let direct = direct.max_by_key(|connection| connection.heard);
         direct.or(self.connections.last()).map(|connection| connection.id)
+    }
+
+    /// The UDP socket of the program behind the best connection, where that is surely its own: one at which it says that
+    /// it listens, no hole in a NAT.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        let best = self.best_connection()?;
+        let connection = self.connections.iter().find(|connection| connection.id == best && !connection.relayed)?;
+        let socket = address::udp_socket(&connection.remote)?;
+        self.addresses.iter().any(|claimed| address::udp_socket(claimed) == Some(socket)).then_some(socket)
     }
 
     fn info(&self) -> PeerInfo {

@@ -11,7 +11,7 @@ use opengrid_protocol::{
     ModelRoot, NodeId, Signed,
     beacon::Beacon,
     codec,
-    limits::{MODELS_PER_NODE_MAX, RECORD_BYTES_MAX},
+    limits::{BEACON_DELAYS_MAX, MODELS_PER_NODE_MAX, RECORD_BYTES_MAX},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -146,7 +146,7 @@ impl Beacons {
     }
 
     fn signed_beacons(&self, interval: &mut Duration) -> Vec<(Beacon, Vec<u8>)> {
-        let beacons = self.serving.beacons(clock::now_ms());
+        let beacons = self.serving.beacons(clock::now_ms(), &self.delays());
         for beacon in &beacons {
             let workers = self.placement.directory.lock().workers(beacon.model, clock::monotonic_ms()).count();
             *interval = (*interval).max(interval_for(workers));
@@ -156,6 +156,21 @@ impl Beacons {
             (beacon, bytes)
         };
         beacons.into_iter().map(sign).collect()
+    }
+
+    /// Round trips to the connected nodes that hold stages, in microseconds, the nearest first.
+    fn delays(&self) -> Vec<(NodeId, u32)> {
+        let with_stages: HashSet<NodeId> = {
+            let directory = self.placement.directory.lock();
+            let live = directory.live(clock::monotonic_ms());
+            live.filter(|(_, beacon)| beacon.stage.is_some()).map(|(node, _)| node).collect()
+        };
+        let micros = |rtt: Duration| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
+        let peers = self.network.peers().into_iter().filter(|peer| with_stages.contains(&peer.node));
+        let mut delays: Vec<(NodeId, u32)> = peers.filter_map(|peer| Some((peer.node, micros(peer.rtt?)))).collect();
+        delays.sort_by_key(|(node, delay)| (*delay, *node));
+        delays.truncate(BEACON_DELAYS_MAX);
+        delays
     }
 
     /// A beacon that came by gossip and was judged already.
@@ -174,6 +189,7 @@ impl Beacons {
             Ok(None) => None,
             Ok(Some(beacon)) => {
                 let model_id = beacon.model_id.clone();
+                self.placement.node_spoke(signed.signer);
                 if self.placement.directory.lock().hear(signed.signer, beacon, clock::monotonic_ms()) == Heard::New {
                     tracing::info!(worker = %signed.signer.short(), %model_id, "worker joined");
                 }
@@ -299,6 +315,7 @@ mod tests {
             decode_millitokens_per_s: 1,
             prefill_millitokens_per_s: 1,
             draining: false,
+            stage: None,
         }
     }
 

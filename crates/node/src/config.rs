@@ -1,9 +1,10 @@
 //! What a node is told at start. The CLI fills it from flags, environment and file.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 pub use opengrid_engine::Mode;
 use opengrid_models::download::FetchConfig;
+use opengrid_protocol::{Layers, LayersError};
 
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -26,6 +27,8 @@ pub struct NodeConfig {
     /// Share of the cores and of the available memory that the owner gives, 1 to 100.
     pub cpu_percent: u32,
     pub memory_percent: u32,
+    /// Most memory for one model or stage, in bytes; `None`: what the percentage gives.
+    pub memory_bytes: Option<u64>,
     /// How long running sessions may take to end after SIGTERM.
     pub grace: Duration,
 }
@@ -51,7 +54,45 @@ pub enum Serve {
     /// What the benchmark says this machine can, of what the store has.
     Auto,
     None,
-    Models(Vec<String>),
+    Models(Vec<Wish>),
+}
+
+/// A model to serve, and how much of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// As the catalogue names it.
+    pub model: String,
+    pub part: WishedPart,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WishedPart {
+    Whole,
+    Layers(Layers),
+    /// The layers that the grid lacks most, as many as fit.
+    Auto,
+}
+
+/// `MODEL`, `MODEL@FROM..TO` or `MODEL@auto`.
+impl FromStr for Wish {
+    type Err = LayersError;
+
+    fn from_str(text: &str) -> Result<Self, LayersError> {
+        let (model, part) = match text.rsplit_once('@') {
+            Some((model, "auto")) => (model, WishedPart::Auto),
+            Some((model, layers)) if layers.contains("..") => (model, WishedPart::Layers(layers.parse()?)),
+            // Ids may have an @ of their own.
+            _ => (text, WishedPart::Whole),
+        };
+        Ok(Self { model: model.to_owned(), part })
+    }
+}
+
+/// The whole of a model.
+impl From<&str> for Wish {
+    fn from(model: &str) -> Self {
+        Self { model: model.to_owned(), part: WishedPart::Whole }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

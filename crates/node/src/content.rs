@@ -96,7 +96,7 @@ impl PeerSource for GridContent {
         let local = self.network.local();
         let mut nodes: Vec<NodeId> = {
             let directory = self.placement.directory.lock();
-            directory.workers(root, crate::clock::monotonic_ms()).map(|(node, _)| node).collect()
+            directory.holders(root, crate::clock::monotonic_ms()).map(|(node, _)| node).collect()
         };
         nodes.extend(self.network.providers(root).await);
         nodes.sort_unstable();

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use opengrid_protocol::{
-    ModelRoot, NodeId, Signed,
-    beacon::Beacon,
+    Layers, ModelRoot, NodeId, Share, Signed,
+    beacon::{Beacon, StageBeacon},
     limits::{BEACON_LIFE_MS, MODELS_PER_NODE_MAX},
     signed::RecordError,
 };
 
-/// Most (model, node) pairs remembered. Beyond it strangers are dropped, for nodes that were met strangers leave.
+/// Most (share of a model, node) pairs remembered. Beyond it strangers are dropped, for nodes that were met strangers leave.
 const ENTRIES_MAX: usize = 20_000;
 /// Nodes that were met and are not forgotten as such: so many that all they may say fits.
 const MET_MAX: usize = ENTRIES_MAX / MODELS_PER_NODE_MAX;
@@ -41,13 +41,16 @@ pub enum BeaconError {
 
 #[derive(Debug, Default)]
 pub struct Directory {
-    workers: BTreeMap<(ModelRoot, NodeId), Known>,
-    /// The models of each node in `workers`.
-    models: BTreeMap<NodeId, BTreeSet<ModelRoot>>,
+    workers: BTreeMap<Key, Known>,
+    /// What each node in `workers` serves.
+    shares: BTreeMap<NodeId, BTreeSet<Share>>,
     /// Nodes that proved over a connection that they exist, and when they last spoke. Others are known by hearsay:
     /// anybody can invent them.
     met: BTreeMap<NodeId, u64>,
 }
+
+/// Ordered so that all of one model lie together.
+type Key = (ModelRoot, NodeId, Option<Layers>);
 
 #[derive(Debug)]
 struct Known {
@@ -91,7 +94,7 @@ impl Directory {
             Some(at) => *at = now_ms,
             None => beacon.life_ms = beacon.life_ms.min(BEACON_LIFE_MS),
         }
-        let key = (beacon.model, node);
+        let key = (beacon.model, node, beacon.stage.as_ref().map(|stage| stage.layers));
         let Some(known) = self.workers.get_mut(&key) else {
             return self.hear_new(key, beacon, now_ms);
         };
@@ -104,25 +107,24 @@ impl Directory {
         if was_live { Heard::Refreshed } else { Heard::New }
     }
 
-    fn hear_new(&mut self, key: (ModelRoot, NodeId), beacon: Beacon, now_ms: u64) -> Heard {
+    fn hear_new(&mut self, key: Key, beacon: Beacon, now_ms: u64) -> Heard {
         let node = key.1;
         if !self.make_room_of(node, now_ms) || !self.make_room_for(node) {
             return Heard::Ignored;
         }
         self.workers.insert(key, Known { beacon, heard_ms: now_ms, gone: false });
-        self.models.entry(node).or_default().insert(key.0);
+        self.shares.entry(node).or_default().insert(Share { model: key.0, layers: key.2 });
         Heard::New
     }
 
     /// Among the node's own entries: a dead one leaves.
     fn make_room_of(&mut self, node: NodeId, now_ms: u64) -> bool {
-        let Some(models) = self.models.get(&node).filter(|models| models.len() >= MODELS_PER_NODE_MAX) else {
+        let Some(shares) = self.shares.get(&node).filter(|shares| shares.len() >= MODELS_PER_NODE_MAX) else {
             return true;
         };
-        let is_dead =
-            |model: &&ModelRoot| !self.workers.get(&(**model, node)).is_some_and(|known| known.is_live(now_ms));
-        let dead = models.iter().find(is_dead).copied();
-        dead.is_some_and(|model| self.remove((model, node)))
+        let mut keys = shares.iter().map(|share| (share.model, node, share.layers));
+        let dead = keys.find(|key| !self.workers.get(key).is_some_and(|known| known.is_live(now_ms)));
+        dead.is_some_and(|key| self.remove(key))
     }
 
     /// In the whole list: the stranger that was heard longest ago leaves for a node that was met.
@@ -133,17 +135,17 @@ impl Directory {
         if !self.met.contains_key(&node) {
             return false;
         }
-        let strangers = self.workers.iter().filter(|((_, id), _)| !self.met.contains_key(id));
+        let strangers = self.workers.iter().filter(|((_, id, _), _)| !self.met.contains_key(id));
         let oldest = strangers.min_by_key(|(_, known)| known.heard_ms).map(|(key, _)| *key);
         oldest.is_some_and(|key| self.remove(key))
     }
 
-    fn remove(&mut self, key: (ModelRoot, NodeId)) -> bool {
-        let (model, node) = key;
-        if let Some(models) = self.models.get_mut(&node) {
-            models.remove(&model);
-            if models.is_empty() {
-                self.models.remove(&node);
+    fn remove(&mut self, key: Key) -> bool {
+        let (model, node, layers) = key;
+        if let Some(shares) = self.shares.get_mut(&node) {
+            shares.remove(&Share { model, layers });
+            if shares.is_empty() {
+                self.shares.remove(&node);
             }
         }
         self.workers.remove(&key).is_some()
@@ -151,19 +153,30 @@ impl Directory {
 
     /// The node is gone (its connection closed): off every list at once. A newer beacon brings it back.
     pub fn forget_node(&mut self, node: NodeId) {
-        for model in self.models.get(&node).into_iter().flatten() {
-            if let Some(known) = self.workers.get_mut(&(*model, node)) {
+        for share in self.shares.get(&node).into_iter().flatten() {
+            if let Some(known) = self.workers.get_mut(&(share.model, node, share.layers)) {
                 known.gone = true;
             }
         }
     }
 
-    /// Live workers of a model, in the order of their ids.
+    /// Live workers of a whole model, in the order of their ids.
     pub fn workers(&self, model: ModelRoot, now_ms: u64) -> impl Iterator<Item = (NodeId, &Beacon)> {
+        self.holders(model, now_ms).filter(|(_, beacon)| beacon.stage.is_none())
+    }
+
+    /// Live stages of a model.
+    pub fn stages(&self, model: ModelRoot, now_ms: u64) -> impl Iterator<Item = (NodeId, &Beacon, &StageBeacon)> {
+        self.holders(model, now_ms).filter_map(|(node, beacon)| Some((node, beacon, beacon.stage.as_ref()?)))
+    }
+
+    /// Live workers of a model or of parts of it; a node that serves several parts comes several times.
+    pub fn holders(&self, model: ModelRoot, now_ms: u64) -> impl Iterator<Item = (NodeId, &Beacon)> {
         self.workers
-            .range((model, NodeId([0; 32]))..=(model, NodeId([255; 32])))
+            .range((model, NodeId([0; 32]), None)..)
+            .take_while(move |((other, ..), _)| *other == model)
             .filter(move |(_, known)| known.is_live(now_ms))
-            .map(|((_, node), known)| (*node, &known.beacon))
+            .map(|((_, node, _), known)| (*node, &known.beacon))
     }
 
     /// Everything live, by node.
@@ -171,13 +184,13 @@ impl Directory {
         self.workers
             .iter()
             .filter(move |(_, known)| known.is_live(now_ms))
-            .map(|((_, node), known)| (*node, &known.beacon))
+            .map(|((_, node, _), known)| (*node, &known.beacon))
     }
 
     /// Nodes of whom a beacon came within the last `within_ms`.
     pub fn heard_within(&self, within_ms: u64, now_ms: u64) -> impl Iterator<Item = NodeId> {
         let recent = move |known: &Known| known.is_live(now_ms) && now_ms < known.heard_ms.saturating_add(within_ms);
-        self.workers.iter().filter(move |(_, known)| recent(known)).map(|((_, node), _)| *node)
+        self.workers.iter().filter(move |(_, known)| recent(known)).map(|((_, node, _), _)| *node)
     }
 
     /// Drops what expired long ago.
@@ -216,6 +229,7 @@ mod tests {
             decode_millitokens_per_s: 100_000,
             prefill_millitokens_per_s: 300_000,
             draining: false,
+            stage: None,
         }
     }
 
@@ -227,7 +241,7 @@ mod tests {
         assert_eq!(directory.workers(MODEL, 9_000).count(), 0);
         assert_eq!(directory.hear(NODE, beacon(2), 9_500), Heard::New);
         directory.prune(9_500 + 8_000 + TOMBSTONE_MS);
-        assert!(directory.workers.is_empty() && directory.models.is_empty());
+        assert!(directory.workers.is_empty() && directory.shares.is_empty());
     }
 
     #[test]
@@ -268,7 +282,7 @@ mod tests {
         directory.meet(NODE, now);
         assert_eq!(directory.hear(NODE, beacon(1), now), Heard::New);
         assert_eq!(directory.workers.len(), ENTRIES_MAX);
-        assert!(!directory.models.contains_key(&invented(0)), "the oldest made room");
+        assert!(!directory.shares.contains_key(&invented(0)), "the oldest made room");
         assert!(directory.workers(MODEL, now).any(|(node, _)| node == NODE));
     }
 

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use opengrid_engine::{ExternalConfig, ExternalEngine, ExternalError, Reference, SharedEngine, Timeouts, Vocabulary};
 use opengrid_models::{ModelEntry, gguf::ModelInfo};
+use opengrid_protocol::Share;
 
 use crate::node::Node;
 
@@ -32,7 +33,7 @@ pub async fn start(
             Err(error) => error.to_string(),
         };
         tracing::warn!(model = entry.id, why = waiting, "waiting for the external engine");
-        node.serving.preparing(entry.root(), &entry.id, format!("waiting ({waiting}) for the engine of"));
+        node.serving.preparing(Share::whole(entry.root()), &entry.id, format!("waiting ({waiting}) for the engine of"));
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }

@@ -233,6 +233,52 @@ pub struct Status {
     pub invite: String,
     pub sessions_running: usize,
     pub tokens_generated: u64,
+    /// Answers of this gateway that go through several stages.
+    pub pipelines: Vec<PipelineRow>,
+    /// Parts of sessions that this node's stages run, and what they keep to be sent again, in bytes.
+    pub parts: usize,
+    pub parts_kept_bytes: usize,
+}
+
+/// An answer that goes through several stages.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PipelineRow {
+    pub model: String,
+    pub stages: Vec<PipelineStage>,
+    /// Tokens of the answer so far.
+    pub tokens: u32,
+    /// How long the last lap took: one pass over all stages.
+    pub lap_ms: Option<f64>,
+    /// How often the chain was put together: 1, and once more for each fault.
+    pub put_together: u32,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PipelineStage {
+    pub peer_id: NodeIdText,
+    /// `FROM..TO`.
+    pub layers: String,
+    /// A token's time here, as the stage measured it.
+    pub compute_ms: f64,
+    /// One way to the next stage (from the last one to the first).
+    pub way_ms: f64,
+}
+
+/// Who holds which layers of a model that nodes hold in parts.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct CoverageRow {
+    pub layer_count: u32,
+    pub stages: Vec<StageRow>,
+    /// Layers that lack a volunteer, as `FROM..TO`.
+    pub gaps: Vec<String>,
+    /// Chains that share no stage.
+    pub chains: u32,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct StageRow {
+    pub layers: String,
+    pub holders: Vec<NodeIdText>,
 }
 
 /// A node's id: the libp2p peer id of its Ed25519 key.
@@ -249,6 +295,8 @@ impl Serialize for NodeIdText {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ServedModel {
     pub id: String,
+    /// Which layers, as `FROM..TO`, where not the whole model is served.
+    pub layers: Option<String>,
     /// `loading`, `ready`, `restarting` or `failed: why`.
     pub state: String,
     /// `exact:…` or `approximate`.
@@ -274,11 +322,15 @@ pub struct PeerRow {
     pub addresses: Vec<String>,
     pub rtt_ms: Option<f64>,
     pub models: Vec<PeerModel>,
+    /// What it did that no honest program does; it is refused for some minutes.
+    pub refused: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PeerModel {
     pub id: String,
+    /// Which layers, as `FROM..TO`, where it does not serve the whole model.
+    pub layers: Option<String>,
     pub class: String,
     pub slots: u16,
     pub slots_busy: u16,
@@ -306,6 +358,8 @@ pub struct ModelRow {
     pub local: bool,
     /// Smallest context among the live workers; 0 without one.
     pub context_tokens: u32,
+    /// Where nodes hold parts of it.
+    pub coverage: Option<CoverageRow>,
     /// Unix seconds at which the model entered the catalogue.
     pub created: u64,
 }

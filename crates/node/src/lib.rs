@@ -5,6 +5,7 @@
 //! the engines, [`beacons`] and [`discovery`] make workers known, [`content`] moves model files, [`texts`] tokenises.
 
 mod beacons;
+pub mod chains;
 pub mod clock;
 pub mod config;
 mod content;
@@ -17,11 +18,13 @@ pub mod invites;
 mod loading;
 mod metrics;
 mod node;
+pub mod pipeline;
 pub mod placement;
 mod places;
 mod proof;
 pub mod pull;
 pub mod routing;
+mod running;
 pub mod runtime;
 pub mod serving;
 pub mod session;

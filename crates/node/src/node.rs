@@ -29,6 +29,7 @@ use crate::{
     },
     identity::HomeLock,
     metrics::Metrics,
+    pipeline::hub::Hub,
     placement::Placement,
     pull::{self, PULLS_MAX, Pull},
     runtime::Runtime,
@@ -65,6 +66,7 @@ pub struct Node {
     pub(crate) skew: Arc<Skew>,
     pub(crate) texts: Texts,
     pub(crate) metrics: Metrics,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) token: String,
     pub(crate) role: watch::Sender<String>,
     pub(crate) started: Instant,
@@ -176,6 +178,7 @@ impl Node {
             workers: contexts.len(),
             local: self.store.contains(entry.root()),
             context_tokens: contexts.first().copied().unwrap_or(0),
+            coverage: self.placement.coverage(entry.root()),
             created: entry.created,
         }
     }
@@ -197,6 +200,7 @@ impl GridHandle for Node {
         if let Some(complaint) = self.skew.complaint() {
             state = format!("{state}; {complaint}");
         }
+        let (parts_kept_bytes, parts) = self.hub.kept();
         Status {
             peer_id: NodeIdText(self.local()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -211,6 +215,9 @@ impl GridHandle for Node {
             invite: self.invite(),
             sessions_running: self.serving.sessions(),
             tokens_generated: self.serving.tokens_generated(),
+            pipelines: self.placement.running.rows(),
+            parts,
+            parts_kept_bytes,
         }
     }
 
@@ -219,6 +226,7 @@ impl GridHandle for Node {
         for (node, beacon) in self.placement.directory.lock().live(clock::monotonic_ms()) {
             models.entry(node).or_default().push(PeerModel {
                 id: beacon.model_id.clone(),
+                layers: beacon.stage.as_ref().map(|stage| stage.layers.to_string()),
                 class: class_text(beacon.class),
                 slots: beacon.slots,
                 slots_busy: beacon.slots_busy,
@@ -234,6 +242,14 @@ impl GridHandle for Node {
             rows.push(connected_row(peer, served));
         }
         rows.extend(models.into_iter().map(|(node, served)| distant_row(node, served)));
+        for (node, fault) in self.placement.refused() {
+            if !rows.iter().any(|row| row.peer_id.0 == node) {
+                rows.push(distant_row(node, Vec::new()));
+            }
+            if let Some(row) = rows.iter_mut().find(|row| row.peer_id.0 == node) {
+                row.refused = Some(fault.to_string());
+            }
+        }
         rows.sort_by_key(|row| row.peer_id.0);
         rows
     }
@@ -338,6 +354,7 @@ fn connected_row(peer: PeerInfo, models: Vec<PeerModel>) -> PeerRow {
         addresses: peer.addresses,
         rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1_000.0),
         models,
+        refused: None,
     }
 }
 
@@ -350,5 +367,6 @@ fn distant_row(node: NodeId, models: Vec<PeerModel>) -> PeerRow {
         addresses: Vec::new(),
         rtt_ms: None,
         models,
+        refused: None,
     }
 }

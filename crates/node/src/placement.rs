@@ -22,11 +22,12 @@ use crate::{
     clock,
     directory::Directory,
     routing::{self, Affinity, Candidate},
+    running::RunningChains,
     session::{Fault, FaultSink, links::Links},
 };
 
 pub struct Placement {
-    pub links: Links,
+    pub links: Arc<Links>,
     pub directory: Mutex<Directory>,
     network: Network,
     affinity: Mutex<Affinity>,
@@ -34,11 +35,12 @@ pub struct Placement {
     keyed: Mutex<HashMap<String, NodeId>>,
     open: Arc<Mutex<HashMap<NodeId, u32>>>,
     /// Nodes that did not answer just now, for all answers alike.
-    suspects: Mutex<HashMap<NodeId, Instant>>,
+    suspects: Mutex<HashMap<NodeId, Suspicion>>,
     /// Nodes that cheated.
-    banned: Mutex<HashMap<NodeId, Instant>>,
+    banned: Mutex<HashMap<NodeId, Ban>>,
     faults: FaultSink,
     pub counters: Counters,
+    pub running: RunningChains,
 }
 
 #[derive(Default)]
@@ -93,16 +95,28 @@ const TOKENS_OF_SILENCE: u64 = 64;
 const TOKEN_SILENCE_MIN: Duration = Duration::from_millis(2_500);
 /// How long a worker that did not answer comes last.
 const SUSPICION: Duration = Duration::from_secs(5);
+struct Ban {
+    until: Instant,
+    fault: Fault,
+}
+
+struct Suspicion {
+    until: Instant,
+    /// It was heard since.
+    spoke: bool,
+}
+
 /// As long as the network refuses a punished node.
 const BAN: Duration = Duration::from_secs(300);
 const BANNED_MAX: usize = 10_000;
+const REFUSED_SHOWN_MAX: usize = 256;
 /// Affinity keys remembered.
 const KEYED_MAX: usize = 10_000;
 
 impl Placement {
     pub fn new(network: Network, links: Links, faults: FaultSink) -> Self {
         Self {
-            links,
+            links: Arc::new(links),
             directory: Mutex::default(),
             network,
             affinity: Mutex::default(),
@@ -112,6 +126,7 @@ impl Placement {
             banned: Mutex::default(),
             faults,
             counters: Counters::default(),
+            running: RunningChains::default(),
         }
     }
 
@@ -153,7 +168,7 @@ impl Placement {
     fn prefer_unsuspected(&self, candidates: &mut Vec<Candidate>) {
         let now = Instant::now();
         let mut suspects = self.suspects.lock();
-        suspects.retain(|_, until| *until > now);
+        suspects.retain(|_, suspicion| suspicion.until > now);
         if candidates.iter().any(|candidate| !suspects.contains_key(&candidate.node)) {
             candidates.retain(|candidate| !suspects.contains_key(&candidate.node));
         }
@@ -161,21 +176,54 @@ impl Placement {
 
     /// The node did not answer: others first, for a while.
     pub fn suspect(&self, node: NodeId) {
-        self.suspects.lock().insert(node, Instant::now() + SUSPICION);
+        self.suspects.lock().insert(node, Suspicion { until: Instant::now() + SUSPICION, spoke: false });
     }
 
-    /// The node cheated: nobody's worker, until the ban of its connections ends too.
-    pub fn ban(&self, node: NodeId) {
-        let now = Instant::now();
-        let mut banned = self.banned.lock();
-        banned.retain(|_, until| *until > now);
-        if banned.len() < BANNED_MAX {
-            banned.insert(node, now + BAN);
+    /// A beacon of the node came.
+    pub fn node_spoke(&self, node: NodeId) {
+        if let Some(suspicion) = self.suspects.lock().get_mut(&node) {
+            suspicion.spoke = true;
         }
     }
 
-    fn is_banned(&self, node: NodeId) -> bool {
-        self.banned.lock().get(&node).is_some_and(|until| *until > Instant::now())
+    /// The node cheated: nobody's worker, until the ban of its connections ends too.
+    pub fn ban(&self, node: NodeId, fault: Fault) {
+        let now = Instant::now();
+        let mut banned = self.banned.lock();
+        banned.retain(|_, ban| ban.until > now);
+        if banned.len() < BANNED_MAX {
+            banned.insert(node, Ban { until: now + BAN, fault });
+        }
+    }
+
+    /// Who is refused now and why, [`REFUSED_SHOWN_MAX`] at most.
+    pub fn refused(&self) -> Vec<(NodeId, Fault)> {
+        let now = Instant::now();
+        let banned = self.banned.lock();
+        let refused = banned.iter().filter(|(_, ban)| ban.until > now).map(|(node, ban)| (*node, ban.fault));
+        refused.take(REFUSED_SHOWN_MAX).collect()
+    }
+
+    /// It did not answer a moment ago: it comes after all others.
+    pub fn is_suspected(&self, node: NodeId) -> bool {
+        self.suspects.lock().get(&node).is_some_and(|suspicion| suspicion.until > Instant::now())
+    }
+
+    /// It did not answer a moment ago, and was not heard since.
+    pub fn is_silent(&self, node: NodeId) -> bool {
+        let is_silent = |suspicion: &Suspicion| suspicion.until > Instant::now() && !suspicion.spoke;
+        self.suspects.lock().get(&node).is_some_and(is_silent)
+    }
+
+    /// One-way delays from this node to its peers, in microseconds.
+    pub fn own_ways(&self) -> HashMap<NodeId, u64> {
+        let half = |rtt: Duration| rtt.as_micros() as u64 / 2;
+        let peers = self.network.peers().into_iter().filter_map(|peer| Some((peer.node, half(peer.rtt?))));
+        peers.chain([(self.network.local(), 0)]).collect()
+    }
+
+    pub fn is_banned(&self, node: NodeId) -> bool {
+        self.banned.lock().get(&node).is_some_and(|ban| ban.until > Instant::now())
     }
 
     fn candidates(&self, model: ModelRoot, tokens: &[Token], affinity_key: Option<&str>) -> Vec<Candidate> {
@@ -217,10 +265,11 @@ impl Placement {
     /// Whether a live worker of the model has these features.
     pub fn can(&self, model: ModelRoot, features: Features) -> bool {
         let directory = self.directory.lock();
-        directory.workers(model, clock::monotonic_ms()).any(|(_, beacon)| beacon.features.contains(features))
+        directory.holders(model, clock::monotonic_ms()).any(|(_, beacon)| beacon.features.contains(features))
     }
 
-    /// The contexts of the live workers of a model, smallest first.
+    /// The contexts of the live workers of a model, smallest first; the stages of it count as one worker if they make a
+    /// chain.
     pub fn contexts(&self, model: ModelRoot) -> Vec<u32> {
         let directory = self.directory.lock();
         let live = directory.workers(model, clock::monotonic_ms());
@@ -228,6 +277,8 @@ impl Placement {
             .filter(|(node, beacon)| !beacon.draining && !self.is_banned(*node))
             .map(|(_, beacon)| beacon.context_tokens)
             .collect();
+        drop(directory);
+        contexts.extend(self.chain_context(model));
         contexts.sort_unstable();
         contexts
     }

@@ -25,6 +25,7 @@ use crate::{
     invites, loading,
     metrics::Metrics,
     node::Node,
+    pipeline::{STAGE_PROTOCOL, hub::Hub},
     placement::Placement,
     places::Places,
     runtime::Runtime,
@@ -58,6 +59,8 @@ pub enum StartError {
     Store(String),
     #[error("the model `{0}` is not in the catalogue: see `opengrid ls`, or add it with `opengrid pull FILE.gguf`")]
     UnknownModel(String),
+    #[error("layers of {0} alone are computed by the built-in engine only: leave out --engine, or --layers")]
+    EngineOfStages(String),
     #[error("--join: {0}")]
     Invite(String),
     #[error(transparent)]
@@ -78,7 +81,7 @@ impl Node {
         let secret = identity::load_or_create_key(&config.home)?;
         let catalogue =
             Catalogue::load(&config.catalogue_dir).map_err(|error| StartError::Catalogue(error.to_string()))?;
-        let serve = loading::resolve(&config.serve, &catalogue)?;
+        let serve = loading::resolve(&config, &catalogue)?;
         let store = Store::open(&config.models_dir).map_err(|error| StartError::Store(error.to_string()))?;
         let (network, network_events) = Network::start(network_config(&config, secret)?).await?;
 
@@ -87,7 +90,10 @@ impl Node {
         let metrics = Metrics::default();
         let (faults, fault_reports) = fault_sink();
         let serving = Arc::new(Serving::default());
-        let links = Links::new(network.clone(), serving.clone(), faults.clone(), tasks.clone(), cancel.clone());
+        let keys = Arc::new(Mutex::new(KeyRing::new(secret, clock::now_ms())));
+        let hub = Hub::new(network.clone(), keys.clone(), faults.clone(), tasks.clone(), cancel.clone());
+        let carried = (tasks.clone(), cancel.clone());
+        let links = Links::new(network.clone(), serving.clone(), hub.clone(), faults.clone(), carried);
         let placement = Arc::new(Placement::new(network.clone(), links, faults.clone()));
         let skew = Arc::new(Skew::default());
         let beacons = Arc::new(Beacons {
@@ -119,6 +125,7 @@ impl Node {
             skew,
             texts: Texts::default(),
             metrics,
+            hub,
             token: hex::encode(rand::random::<[u8; 32]>()),
             role: watch::Sender::new(role.to_owned()),
             started: Instant::now(),
@@ -132,7 +139,7 @@ impl Node {
             config,
         });
         node.write_runtime()?;
-        node.spawn_tasks(secret, network_events, fault_reports, faults).await?;
+        node.spawn_tasks(keys, network_events, fault_reports, faults).await?;
         loading::announce_files(&node);
         loading::spawn(&node, serve);
         Ok(node)
@@ -153,13 +160,23 @@ impl Node {
 
     async fn spawn_tasks(
         self: &Arc<Self>,
-        secret: [u8; 32],
+        keys: Arc<Mutex<KeyRing>>,
         network_events: mpsc::Receiver<NetworkEvent>,
         fault_reports: mpsc::Receiver<(NodeId, Fault)>,
         faults: FaultSink,
     ) -> Result<(), StartError> {
-        let keys = Arc::new(Mutex::new(KeyRing::new(secret, clock::now_ms())));
         let ring = keys.clone();
+        self.serve_streams(STAGE_PROTOCOL, {
+            let (hub, channels) = (self.hub.clone(), Places::new(CHANNELS_PER_PEER_MAX));
+            move |peer, stream| {
+                let (hub, place) = (hub.clone(), channels.take(peer));
+                async move {
+                    if let Some(_place) = place {
+                        hub.accept(peer, stream).await;
+                    }
+                }
+            }
+        })?;
         let content = Arc::new(ContentServer::new(self.store.clone(), faults.clone()));
         for entry in self.catalogue.models() {
             if let Err(error) = self.network.subscribe(entry.root()).await {
@@ -173,15 +190,16 @@ impl Node {
         // Room for all that the connections can hold: idle channels of many do not shut the others out.
         let channels_max = self.config.network.connections_max as usize * CHANNELS_PER_PEER_MAX;
         self.serve_streams_up_to(channels_max, SESSION_PROTOCOL, {
-            let serving = self.serving.clone();
+            let (serving, hub) = (self.serving.clone(), self.hub.clone());
             let channels = Places::new(CHANNELS_PER_PEER_MAX);
             move |gateway, stream| {
-                let (keys, serving, faults) = (keys.clone(), serving.clone(), faults.clone());
+                let (keys, faults) = (keys.clone(), faults.clone());
+                let worker = (serving.clone(), hub.clone());
                 let place = channels.take(gateway);
                 async move {
                     // One too many is closed unheard; the gateway sees a closed channel.
                     if let Some(_place) = place {
-                        serve_session(gateway, stream, keys, serving, faults).await;
+                        serve_session(gateway, stream, keys, worker, faults).await;
                     }
                 }
             }
@@ -315,7 +333,7 @@ async fn punish(node: Arc<Node>, mut reports: mpsc::Receiver<(NodeId, Fault)>) {
         }
         tracing::warn!(peer = %peer.short(), %fault, "peer dropped");
         node.placement.node_left(peer);
-        node.placement.ban(peer);
+        node.placement.ban(peer, fault);
         node.network.punish(peer, &fault.to_string()).await;
     }
 }
@@ -363,10 +381,10 @@ async fn serve_session(
     gateway: NodeId,
     stream: PeerStream,
     keys: Arc<Mutex<KeyRing>>,
-    serving: Arc<Serving>,
+    (serving, hub): (Arc<Serving>, Arc<Hub>),
     faults: FaultSink,
 ) {
-    let end = sealed::accept(stream, gateway, keys, serving, clock::now_ms).await;
+    let end = sealed::accept(stream, gateway, keys, serving, hub, clock::now_ms).await;
     tracing::debug!(gateway = %gateway.short(), %end, "session channel ended");
     if let ChannelEnd::Fault(fault) = end {
         faults(gateway, fault);

@@ -1,11 +1,11 @@
-//! What a worker tells everybody about one model that it serves: gossiped on that model's topic, signed, expiring.
+//! What a worker tells everybody about one model, or one stage of a model, that it serves: gossiped on that model's topic, signed, expiring.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ModelRoot,
+    Layers, ModelRoot, NodeId,
     codec::DecodeError,
-    limits::{BEACON_LIFE_MS_MAX, MODEL_ID_BYTES_MAX},
+    limits::{BEACON_DELAYS_MAX, BEACON_LIFE_MS_MAX, LAYERS_MAX, MODEL_ID_BYTES_MAX},
     signed::Record,
 };
 
@@ -84,6 +84,36 @@ pub struct Beacon {
     pub prefill_millitokens_per_s: u32,
     /// The owner is draining this worker: no new sessions, please.
     pub draining: bool,
+    /// Which part of the model this is; `None`: the whole.
+    pub stage: Option<StageBeacon>,
+}
+
+/// What a stage tells besides. Its `slots_busy` counts sessions of stages, its speeds count rows, and it queues nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageBeacon {
+    pub layers: Layers,
+    /// Of the whole model.
+    pub layer_count: u16,
+    /// Numbers of a row.
+    pub width: u32,
+    /// Measured round trips to other nodes that hold stages, in microseconds.
+    pub delays: Vec<(NodeId, u32)>,
+}
+
+impl StageBeacon {
+    fn check(&self) -> Result<(), DecodeError> {
+        let rules = [
+            (self.layer_count <= LAYERS_MAX, "too many layers"),
+            (self.layers.to() <= self.layer_count.into(), "layers beyond the model's"),
+            (self.layers.count() < self.layer_count.into(), "a stage of all layers is a whole model"),
+            (self.width > 0, "rows of no width"),
+            (self.delays.len() <= BEACON_DELAYS_MAX, "too many delays"),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, why)) => Err(DecodeError::Invalid(why)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Record for Beacon {
@@ -100,6 +130,6 @@ impl Record for Beacon {
         if self.model_id.len() > MODEL_ID_BYTES_MAX || self.model_id.is_empty() {
             return Err(DecodeError::Invalid("model id is empty or too long"));
         }
-        Ok(())
+        self.stage.as_ref().map_or(Ok(()), StageBeacon::check)
     }
 }

@@ -1,10 +1,10 @@
-//! A contiguous range of a model's layers.
+//! Parts of models: contiguous ranges of layers.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::LAYERS_MAX;
+use crate::{ModelRoot, limits::LAYERS_MAX};
 
 /// Layers `from..to` of a model, counted from 0; never empty.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -12,6 +12,20 @@ use crate::limits::LAYERS_MAX;
 pub struct Layers {
     from: u16,
     to: u16,
+}
+
+/// A model, or some of its layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share {
+    pub model: ModelRoot,
+    /// `None`: all of it.
+    pub layers: Option<Layers>,
+}
+
+impl Share {
+    pub fn whole(model: ModelRoot) -> Self {
+        Self { model, layers: None }
+    }
 }
 
 /// Why numbers or a text are no range of layers.

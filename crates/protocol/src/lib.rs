@@ -13,12 +13,13 @@ pub mod ids;
 pub mod invite;
 mod layers;
 pub mod limits;
+pub mod pipeline;
 pub mod sampling;
 pub mod sealing_key;
 pub mod session;
 pub mod signed;
 
 pub use ids::{ModelRoot, NodeId, SessionId};
-pub use layers::{Layers, LayersError};
+pub use layers::{Layers, LayersError, Share};
 pub use sampling::Sampling;
 pub use signed::{Record, Signed};

@@ -54,3 +54,13 @@ pub const HEARTBEAT_MS: u64 = 150;
 pub const SILENCE_MS_MAX: u64 = 800;
 /// Most layers of a model.
 pub const LAYERS_MAX: u16 = 4_096;
+/// Most stages of a pipeline.
+pub const STAGES_MAX: usize = 64;
+/// Most nodes that a stage is told to meet at once.
+pub const SPARES_MAX: usize = 8;
+/// Rows in one message from stage to stage, in bytes: with its envelope it fits a frame.
+pub const ROWS_BYTES_MAX: usize = 960 * 1024;
+/// Most positions of a session over several stages: the longest prompt and the longest answer.
+pub const POSITIONS_MAX: u32 = PROMPT_TOKENS_MAX as u32 + COMPLETION_TOKENS_MAX;
+/// Most delays to other nodes in a stage's beacon.
+pub const BEACON_DELAYS_MAX: usize = 16;

@@ -2,7 +2,8 @@
 //!
 //! One channel carries many sessions. A session is [`ToWorker::Open`], then [`ToGateway::Accepted`], any number of
 //! [`ToGateway::Tokens`] and one [`ToGateway::Finished`] or [`ToGateway::Refused`]. Texts to embed are a session of
-//! [`ToWorker::Embed`], [`ToGateway::Accepted`] and one [`ToGateway::Embedded`] or a refusal. While any session of the
+//! [`ToWorker::Embed`], [`ToGateway::Accepted`] and one [`ToGateway::Embedded`] or a refusal. What a session over several
+//! stages is, [`crate::pipeline`] says. While any session of the
 //! channel runs, the worker sends at least a [`ToGateway::Heartbeat`] every [`HEARTBEAT_MS`](crate::limits::HEARTBEAT_MS).
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use crate::{
     limits::{
         COMPLETION_TOKENS_MAX, EMBED_TEXTS_MAX, GRAMMAR_BYTES_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX,
     },
+    pipeline::{Complaint, OpenPart, Order, PartState},
 };
 
 /// A vocabulary index.
@@ -22,8 +24,16 @@ pub type Token = u32;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
     Open(Box<Open>),
-    Cancel { session: SessionId },
+    Cancel {
+        session: SessionId,
+    },
     Embed(Box<Embed>),
+    /// Begins a part of a session at a stage: see [`crate::pipeline`].
+    OpenPart(Box<OpenPart>),
+    Order {
+        session: SessionId,
+        order: Order,
+    },
 }
 
 /// Texts to turn into vectors: nothing is kept of them, so that any worker of the model can do it again.
@@ -147,6 +157,18 @@ pub enum ToGateway {
     Embedded {
         session: SessionId,
         vectors: Vec<Vec<f32>>,
+    },
+    /// The answer to [`Order::Rewire`].
+    Rewired {
+        session: SessionId,
+        epoch: u32,
+        state: PartState,
+    },
+    /// From a part of a session that cannot go on in this epoch.
+    Complains {
+        session: SessionId,
+        epoch: u32,
+        complaint: Complaint,
     },
 }
 

@@ -5,12 +5,13 @@
 use std::{fmt::Write as _, path::Path};
 
 use opengrid_protocol::{
-    ModelRoot, NodeId, Sampling, SessionId, Signed,
-    beacon::{Beacon, Class, Features},
+    Layers, ModelRoot, NodeId, Sampling, SessionId, Signed,
+    beacon::{Beacon, Class, Features, StageBeacon},
     codec,
     content::{ContentRequest, ContentResponse, Manifest},
     frame,
     invite::Invite,
+    pipeline::{Carried, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, ToStage},
     sealing_key::SealingKey,
     session::{Embed, Finish, Open, Refusal, Tier, ToGateway, ToWorker, TokenOut, Usage},
 };
@@ -109,6 +110,47 @@ fn sessions(snapshot: &mut Snapshot) {
     snapshot.value("to_gateway.embedded", &ToGateway::Embedded { session, vectors });
 }
 
+fn pipelines(snapshot: &mut Snapshot) {
+    let (session, model) = (SessionId(0xfedc_ba98), ModelRoot(counting(0)));
+    let (part, other) = (PartId(counting(0x50)), PartId(counting(0x60)));
+    let route = Route { epoch: 2, previous: NodeId(counting(1)), next: Hop { node: NodeId(counting(2)), part: other } };
+    let head = Open {
+        session,
+        model,
+        tokens: vec![1, 2],
+        prompt_tokens: 2,
+        completion_tokens_max: 8,
+        stop_tokens: vec![0],
+        sampling: Sampling::greedy(),
+        top_logprobs: None,
+        grammar: None,
+        tier: Tier::Default,
+    };
+    let layers = Layers::new(20, 30).unwrap();
+    let middle = OpenPart { session, part, model, layers, route: route.clone(), positions_max: 300, head: None };
+    let last = OpenPart { head: Some(Box::new(head)), ..middle.clone() };
+    snapshot.value("to_worker.open_part", &ToWorker::OpenPart(Box::new(middle)));
+    snapshot.value("to_worker.open_part.last", &ToWorker::OpenPart(Box::new(last)));
+    let orders = [
+        ("rewire", Order::Rewire(route)),
+        ("start", Order::Start { keep: 130, send_from: 200 }),
+        ("feed", Order::Feed { from: 130, tokens: vec![1, 49_151] }),
+        ("again", Order::Again),
+        ("meet", Order::Meet(vec![NodeId(counting(6))])),
+    ];
+    for (name, order) in orders {
+        snapshot.value(&format!("to_worker.order.{name}"), &ToWorker::Order { session, order });
+    }
+    let state = PartState { have: 200, kept_from: 10, sent: 199, drew: true };
+    snapshot.value("to_gateway.rewired", &ToGateway::Rewired { session, epoch: 2, state });
+    for (name, complaint) in [("next_unreachable", Complaint::NextUnreachable), ("bad_input", Complaint::BadInput)] {
+        snapshot.value(&format!("to_gateway.complains.{name}"), &ToGateway::Complains { session, epoch: 2, complaint });
+    }
+    let rows = Carried::Rows([0, 0, 128, 63].to_vec().into());
+    snapshot.value("to_stage.rows", &ToStage { part, epoch: 2, from: 130, carried: rows });
+    snapshot.value("to_stage.tokens", &ToStage { part, epoch: 2, from: 131, carried: Carried::Tokens(vec![200, 7]) });
+}
+
 fn records(snapshot: &mut Snapshot) {
     let beacon = Beacon {
         model: ModelRoot(counting(0)),
@@ -125,6 +167,7 @@ fn records(snapshot: &mut Snapshot) {
         decode_millitokens_per_s: 90_000,
         prefill_millitokens_per_s: 400_000,
         draining: false,
+        stage: None,
     };
     let approximate = Beacon { class: Class::Approximate, features: Features::EMBED, draining: true, ..beacon.clone() };
     let key = SealingKey {
@@ -135,6 +178,13 @@ fn records(snapshot: &mut Snapshot) {
     };
     snapshot.value("beacon", &beacon);
     snapshot.value("beacon.approximate", &approximate);
+    let stage = StageBeacon {
+        layers: Layers::new(10, 20).unwrap(),
+        layer_count: 30,
+        width: 576,
+        delays: vec![(NodeId(counting(7)), 20_500)],
+    };
+    snapshot.value("beacon.stage", &Beacon { stage: Some(stage), ..beacon.clone() });
     snapshot.value("sealing_key", &key);
     snapshot.bytes("signed.beacon", &Signed::seal(&beacon, &counting(1)).to_bytes());
     snapshot.bytes("signed.sealing_key", &Signed::seal(&key, &counting(1)).to_bytes());
@@ -167,6 +217,7 @@ fn texts(snapshot: &mut Snapshot) {
 fn the_wire_is_that_of_the_conformance_file() {
     let mut snapshot = Snapshot(HEADER.into());
     sessions(&mut snapshot);
+    pipelines(&mut snapshot);
     records(&mut snapshot);
     content(&mut snapshot);
     texts(&mut snapshot);

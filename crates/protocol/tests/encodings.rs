@@ -12,6 +12,7 @@ use opengrid_protocol::{
     content::{ContentRequest, ContentResponse},
     invite::Invite,
     limits::{ADDRESS_BYTES_MAX, FRAME_BYTES_MAX, INVITE_ADDRESSES_MAX},
+    pipeline::ToStage,
     sealing_key::SealingKey,
     session::{ToGateway, ToWorker},
 };
@@ -47,6 +48,7 @@ fn withstands<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<(), TestC
 fn withstands_as_any_type(bytes: &[u8]) -> Result<(), TestCaseError> {
     withstands::<ToWorker>(bytes)?;
     withstands::<ToGateway>(bytes)?;
+    withstands::<ToStage>(bytes)?;
     withstands::<Beacon>(bytes)?;
     withstands::<SealingKey>(bytes)?;
     withstands::<ContentRequest>(bytes)?;
@@ -56,6 +58,11 @@ fn withstands_as_any_type(bytes: &[u8]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
+    #[test]
+    fn messages_to_stages_survive(value in common::to_stage(), cut: prop::sample::Index) {
+        survives(&value, cut)?;
+    }
+
     #[test]
     fn messages_to_workers_survive(value in common::to_worker(), cut: prop::sample::Index) {
         survives(&value, cut)?;

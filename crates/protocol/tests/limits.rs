@@ -134,6 +134,7 @@ fn beacons() {
         decode_millitokens_per_s: 0,
         prefill_millitokens_per_s: 0,
         draining: false,
+        stage: None,
     };
     refused(&good, Beacon::check, |beacon| beacon.life_ms += 1, "lives too long");
     refused(&good, Beacon::check, |beacon| beacon.model_id.push('x'), "model id");

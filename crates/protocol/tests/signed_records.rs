@@ -32,6 +32,7 @@ fn beacon() -> Beacon {
         decode_millitokens_per_s: 90_000,
         prefill_millitokens_per_s: 400_000,
         draining: false,
+        stage: None,
     }
 }
 

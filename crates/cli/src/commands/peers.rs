@@ -7,7 +7,7 @@ use crate::{
     args::TargetArgs,
     context::Context,
     output,
-    shapes::Peer,
+    shapes::{Peer, named},
 };
 
 const HEADINGS: [&str; 5] = ["peer id", "path", "rtt", "version", "serves"];
@@ -32,13 +32,17 @@ pub async fn run(args: &TargetArgs, context: &Context) -> anyhow::Result<()> {
 fn row(peer: &Peer) -> Vec<String> {
     let models = peer.models.iter().map(|model| {
         let draining = if model.draining { ", draining" } else { "" };
-        format!("{} {}/{} busy{draining}", model.id, model.slots_busy, model.slots)
+        format!("{} {}/{} busy{draining}", named(&model.id, model.layers.as_deref()), model.slots_busy, model.slots)
     });
+    let serves = match &peer.refused {
+        Some(fault) => format!("refused for some minutes, it sent {fault}"),
+        None => models.collect::<Vec<_>>().join("; "),
+    };
     vec![
         peer.peer_id.clone(),
         if peer.connected { peer.path.clone() } else { "not connected".into() },
         peer.rtt_ms.map_or_else(|| "-".into(), |rtt| format!("{rtt:.1} ms")),
         peer.version.clone().unwrap_or_else(|| "-".into()),
-        models.collect::<Vec<_>>().join("; "),
+        serves,
     ]
 }

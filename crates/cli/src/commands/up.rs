@@ -18,7 +18,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use self::stop::Signals;
-use crate::{config::Config, context::Context, open_files, output};
+use crate::{config::Config, context::Context, open_files, output, shapes::named};
 
 /// What closing engines, files and sockets may take beyond the grace time.
 const CLOSING_MAX: Duration = Duration::from_secs(10);
@@ -116,7 +116,7 @@ fn gateway_config(config: &Config, home: &Path, node: &Node, connections_max: us
 }
 
 fn announce(status: &Status, json: bool) -> anyhow::Result<()> {
-    let models: Vec<&str> = status.models.iter().map(|model| model.id.as_str()).collect();
+    let models: Vec<String> = status.models.iter().map(|model| named(&model.id, model.layers.as_deref())).collect();
     if json {
         return output::line(
             json!({

@@ -8,6 +8,8 @@ use opengrid_protocol::{
     limits::{ADDRESS_BYTES_MAX, MODEL_ID_BYTES_MAX},
 };
 
+use opengrid_node::config::Wish;
+
 use super::{Config, ConfigError, Engine, ServeModels, value::clip};
 
 /// Says what is wrong with a text, lower-case, for a place in front of it.
@@ -82,7 +84,7 @@ pub fn peer_address(text: &str) -> Result<(), String> {
 pub fn model_id(text: &str) -> Result<(), String> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "-._/:@".contains(c);
     if (1..=MODEL_ID_BYTES_MAX).contains(&text.len()) && text.chars().all(legal) {
-        return Ok(());
+        return text.parse::<Wish>().map(drop).map_err(|error| format!("`{text}`: {error}"));
     }
     Err(format!("`{text}` is no model id; `opengrid ls --all` lists them"))
 }

@@ -157,6 +157,7 @@ pub const KEYS: &[Key] = &[
         Kind::TextOrList(check::model_id),
         "\"auto\"",
         "Model ids, e.g. [\"smollm2-135m\"]; what is missing is fetched. \"none\": only use the grid.\n\
+         \"ID@0..10\": only the first ten layers, for sessions over several nodes; \"ID@auto\": those that the grid lacks.\n\
          \"auto\": what the benchmark says this machine can serve, out of what the store has.",
     ),
     key(
@@ -226,6 +227,13 @@ pub const KEYS: &[Key] = &[
         integer(1, 100),
         "75",
         "Share of the available memory for weights and KV cache, in percent.",
+    ),
+    key(
+        "limits",
+        "memory_mb",
+        integer(0, 16_777_216),
+        "0",
+        "Most memory for one model, or the layers of one, in MiB. 0: what the share gives.",
     ),
     key("limits", "requests", integer(1, 100_000), "12288", "HTTP requests that are answered at once; then 503."),
     key("limits", "body_kb", integer(1, 65_536), "8192", "Largest HTTP request body, in KiB."),

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     drafts::{self, DRAFTS_MAX, Drafting},
     ipc, sandbox,
-    spans::{Chunk, Spans},
+    spans::{Chunk, Part, Spans},
     stage::{Input, StageSlice},
 };
 
@@ -41,6 +41,7 @@ pub fn prepare<'m>(
     sandbox: String,
 ) -> Result<(Server<'m>, Ready), String> {
     let (is_first, is_last) = (slice.is_first(), slice.is_last());
+    let part = Part { layers: slice.layers.count() as usize, of: slice.layer_count as usize };
     let table = match (&slice.table, table) {
         (Some(table), Some(file)) if is_first => {
             let file = file.map_err(|error| format!("{}: {error}", table.path.display()))?;
@@ -71,7 +72,7 @@ pub fn prepare<'m>(
     let (measured, inexact) = child::measure(load, &mut probe, usize::from(fit.slots), u32::MAX)?;
     let context = probe.context;
     let mut server = Server {
-        spans: Spans::new(usize::from(fit.slots), fit.context_tokens as usize),
+        spans: Spans::new(usize::from(fit.slots), fit.context_tokens as usize, part),
         pace: Pace::new(if load.gpu_layers > 0 { 1 } else { context.levels() }),
         context,
         table,
@@ -458,8 +459,7 @@ impl Head {
     /// The last token, whose row is computed next, and guesses at what follows it.
     fn next_feed(&mut self, guesses_max: usize) -> Vec<Token> {
         let room = self.tokens_max.saturating_sub(self.tokens.len() + 1).min(guesses_max);
-        let guesses = drafts::look_up(&self.tokens, room);
-        self.drafts = guesses[..self.drafting.length(guesses.len()).min(guesses.len())].to_vec();
+        self.drafts = self.drafting.choose(drafts::look_up(&self.tokens, room)).to_vec();
         self.tokens.last().into_iter().chain(&self.drafts).copied().collect()
     }
 }

@@ -185,6 +185,7 @@ fn row(id: &str, workers: usize) -> ModelRow {
         workers,
         local: false,
         context_tokens: if workers > 0 { CONTEXT } else { 0 },
+        coverage: None,
         created: 1_700_000_000,
     }
 }
@@ -206,6 +207,9 @@ impl GridHandle for FakeGrid {
             invite: "grid1x".into(),
             sessions_running: 0,
             tokens_generated: 0,
+            pipelines: Vec::new(),
+            parts: 0,
+            parts_kept_bytes: 0,
         }
     }
 
@@ -218,6 +222,7 @@ impl GridHandle for FakeGrid {
             addresses: Vec::new(),
             rtt_ms: Some(1.5),
             models: Vec::new(),
+            refused: None,
         }]
     }
 

@@ -3,7 +3,7 @@
 import { byId, command, h, keyed, setAttribute, setText } from "./dom.js";
 import { bytes, clean, count, list, milliseconds, plural, shortId, speed, whole } from "./format.js";
 import { Graph } from "./graph.js";
-import { classHelp, classWord, showSlots, slotBar } from "./node.js";
+import { classHelp, classWord, partName, showSlots, slotBar } from "./node.js";
 
 /** Most rows of a table; a grid may have thousands of nodes. */
 const ROWS_MAX = 200;
@@ -25,6 +25,8 @@ export function showNetwork(snapshot) {
   setAttribute(view.graph.element, "hidden", peers.length === 0);
   view.graph.show(snapshot);
   showModels(models);
+  showCoverage(models.filter((model) => model.coverage));
+  showPipelines(list(status.pipelines, 64).filter(Boolean));
   showPeers(peers);
 }
 
@@ -41,7 +43,11 @@ function build() {
     tile("speed", "Combined speed", "tok/s"));
   setAttribute(made.speed.closest(".tile"), "title", "decode speeds that the workers measured, one answer on each");
   made.models = table("Models", ["Model", "Workers", "Size", "Context", "Licence", "Here"]);
+  made.coverage = table("Models in parts", ["Model", "Chains", "Nobody holds", "Layers"]);
+  made.pipelines = table("Answers over several nodes", ["Model", "Tokens", "Lap", "Mended", "Stages"]);
   made.peers = table("Peers", ["Peer", "Connection", "Round trip", "Serves", "Version"]);
+  made.coverageTitle = h("h2", {}, "Models in parts");
+  made.pipelinesTitle = h("h2", {}, "Answers over several nodes");
   made.morePeers = h("p", { class: "muted", hidden: true });
   made.noPeers = h("div", { class: "card soft" },
     h("p", {}, "No other node is known yet. Give somebody this node's invite (My node), or join theirs:"),
@@ -51,6 +57,10 @@ function build() {
     made.graph.element,
     h("h2", {}, "Models"),
     made.models.element,
+    made.coverageTitle,
+    made.coverage.element,
+    made.pipelinesTitle,
+    made.pipelines.element,
     h("h2", {}, "Peers"),
     made.noPeers,
     made.peers.element,
@@ -104,6 +114,66 @@ function updateModel(row, model) {
   setText(here.firstChild, model.local ? "on disk" : "no");
 }
 
+function showCoverage(models) {
+  for (const element of [view.coverageTitle, view.coverage.element]) setAttribute(element, "hidden", models.length === 0);
+  keyed(view.coverage.body, models, (model) => clean(model.id, 128), () => newCoverage(view.coverage.columns), updateCoverage);
+}
+
+function newCoverage(columns) {
+  const row = newRow(columns);
+  for (const cell of [0, 1, 2]) row.childNodes[cell].append(h("span", {}));
+  row.childNodes[3].append(h("div", { class: "layers", role: "img" }));
+  return row;
+}
+
+/** A bar as long as the model, a piece for each range, the darker the more nodes hold it. */
+function updateCoverage(row, model) {
+  const [name, chains, gaps, layers] = row.childNodes;
+  const coverage = model.coverage;
+  const all = Math.max(1, whole(coverage.layer_count, 65535));
+  const missing = list(coverage.gaps, 64).map((gap) => clean(gap, 16));
+  setText(name.firstChild, clean(model.id, 128));
+  setText(chains.firstChild, count(coverage.chains));
+  setText(gaps.firstChild, missing.length ? missing.join(", ") : "–");
+  setAttribute(gaps.firstChild, "class", missing.length ? "chip" : null);
+  setAttribute(gaps.firstChild, "data-tone", missing.length ? "bad" : null);
+  const held = list(coverage.stages, 256).filter(Boolean);
+  const words = held.map((stage) => `${clean(stage.layers, 16)}: ${plural(list(stage.holders, 4096).length, "node")}`);
+  setAttribute(layers.firstChild, "aria-label", words.join(", "));
+  keyed(layers.firstChild, held, (stage) => clean(stage.layers, 16), () => h("span", { class: "range" }), (piece, stage) => {
+    const [from, to] = clean(stage.layers, 16).split("..").map((number) => Math.min(all, Math.max(0, Number(number) || 0)));
+    piece.style.left = `${(100 * from) / all}%`;
+    piece.style.width = `${(100 * Math.max(0, to - from)) / all}%`;
+    piece.style.opacity = String(Math.min(1, 0.4 + 0.15 * list(stage.holders, 4096).length));
+    setAttribute(piece, "title", `${clean(stage.layers, 16)}: ${plural(list(stage.holders, 4096).length, "node")}`);
+  });
+}
+
+function showPipelines(pipelines) {
+  for (const element of [view.pipelinesTitle, view.pipelines.element]) setAttribute(element, "hidden", pipelines.length === 0);
+  const rows = pipelines.map((pipeline, index) => ({ ...pipeline, index }));
+  keyed(view.pipelines.body, rows, (row) => row.index, () => newPipeline(view.pipelines.columns), updatePipeline);
+}
+
+function newPipeline(columns) {
+  const row = newRow(columns);
+  for (const cell of [0, 1, 2, 3]) row.childNodes[cell].append(h("span", {}));
+  row.childNodes[4].append(h("div", { class: "serves" }));
+  return row;
+}
+
+function updatePipeline(row, pipeline) {
+  const [model, tokens, lap, mended, stages] = row.childNodes;
+  setText(model.firstChild, clean(pipeline.model, 128));
+  setText(tokens.firstChild, count(pipeline.tokens));
+  setText(lap.firstChild, milliseconds(pipeline.lap_ms));
+  setText(mended.firstChild, plural(Math.max(0, whole(pipeline.put_together) - 1), "time"));
+  const parts = list(pipeline.stages, 64).filter(Boolean);
+  keyed(stages.firstChild, parts, (stage) => clean(stage.layers, 16), () => h("span", {}), (element, stage) => {
+    setText(element, `${clean(stage.layers, 16)} ${shortId(stage.peer_id)}: ${milliseconds(stage.compute_ms)}, then ${milliseconds(stage.way_ms)} on the way`);
+  });
+}
+
 function showPeers(peers) {
   const rank = (peer) => (peer.connected ? 0 : 2) + (list(peer.models, 1).length ? 0 : 1);
   const sorted = [...peers].sort((a, b) => rank(a) - rank(b) || (clean(a.peer_id, 80) < clean(b.peer_id, 80) ? -1 : 1));
@@ -135,7 +205,7 @@ function updatePeer(row, peer) {
   setAttribute(connection.firstChild, "title", addresses || null);
   setText(trip.firstChild, milliseconds(peer.rtt_ms));
   const models = list(peer.models, 32).filter(Boolean);
-  keyed(serves.firstChild, models, (model) => clean(model.id, 128), newServed, updateServed);
+  keyed(serves.firstChild, models, partName, newServed, updateServed);
   setAttribute(serves.lastChild, "hidden", models.length > 0);
   setText(version.firstChild, clean(peer.version, 40) || "–");
 }
@@ -146,7 +216,7 @@ function newServed() {
 
 function updateServed(element, model) {
   const [name, bar, text] = element.childNodes;
-  setText(name, clean(model.id, 128));
+  setText(name, partName(model));
   setAttribute(name, "title", `${classWord(model.class)}: ${classHelp(model.class)}`);
   showSlots(bar, model);
   const queued = whole(model.queued, 65535);

@@ -41,6 +41,9 @@ export function showNode({ status }) {
   setAttribute(view.invite.lastChild, "disabled", !invite);
 }
 
+/** The model, and which of its layers where not all are served. */
+export const partName = (model) => clean(model.id, 128) + (model.layers ? ` layers ${clean(model.layers, 16)}` : "");
+
 /** `good`, `busy` or `bad`, for the dot; the words say it, too. */
 export function tone(status) {
   const state = clean(status.state).toLowerCase();
@@ -106,7 +109,7 @@ function build() {
 function showModels(models) {
   setAttribute(view.idle, "hidden", models.length > 0);
   const fastest = Math.max(1, ...models.map((model) => Number(model.decode_tokens_per_s) || 0));
-  keyed(view.models, models, (model) => clean(model.id, 128), newCard, (card, model) => update(card, model, fastest));
+  keyed(view.models, models, partName, newCard, (card, model) => update(card, model, fastest));
 }
 
 function newCard() {
@@ -132,7 +135,7 @@ function newCard() {
 
 function update({ parts }, model, fastest) {
   const state = clean(model.state, 120);
-  setText(parts.name, clean(model.id, 128));
+  setText(parts.name, partName(model));
   setText(parts.state, state);
   setAttribute(parts.state, "data-tone", state === "ready" ? "good" : state.startsWith("failed") ? "bad" : "wait");
   setText(parts.exact, classWord(model.class));

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     catalogue::ModelEntry,
     chunk_tree::Tree,
+    slice::Outline,
     store::{Store, StoredSlice, slices},
 };
 
@@ -39,6 +40,35 @@ impl Fetcher {
             () = cancel.cancelled() => Err(FetchError::Cancelled),
             result = self.fetch_slice_uncancelled(model, layers, peers, progress) => result,
         }
+    }
+
+    /// What each layer of `model` takes: fetches the header of its file, where the file is not here.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch_slice`].
+    pub async fn fetch_outline(
+        &self,
+        model: &ModelEntry,
+        peers: Option<&dyn PeerSource>,
+        progress: &ProgressSink,
+        cancel: &CancellationToken,
+    ) -> Result<Outline, FetchError> {
+        let fetch = async {
+            let root = model.root();
+            let Some(lock) = self.lock_or_appear(model, progress).await? else {
+                return blocking(&self.store, move |store| store.outline(root)).await;
+            };
+            let file = model.file.clone();
+            let opened = blocking(&self.store, move |store| store.open_partial(&file, lock)).await?;
+            let job = Job { fetcher: self, model, peers, partial: SharedPartial::new(opened), progress };
+            job.take_tree().await?;
+            job.fetch_header().await?;
+            let outline =
+                move |partial: &mut crate::store::Partial| slices::outline(&partial.data(), partial.size(), root);
+            job.partial.with(outline).await.map_err(fatal)
+        };
+        let fetched = cancel.run_until_cancelled(fetch).await;
+        fetched.unwrap_or(Err(FetchError::Cancelled))
     }
 
     async fn fetch_slice_uncancelled(

@@ -17,7 +17,7 @@ mod metadata;
 mod plan;
 
 pub use architecture::ARCHITECTURES;
-pub use plan::{Embedding, SlicePlan, plan};
+pub use plan::{Embedding, Outline, SlicePlan, outline, plan};
 
 use crate::gguf::GgufError;
 

@@ -9,7 +9,7 @@ use super::{
     architecture::{HEAD, Rules, TOKEN_TABLE, layer_of},
     metadata::{self, NO_VOCABULARY_ROWS},
 };
-use crate::gguf::{GgmlType, Gguf, Piece, Plan, Tensor, write::Writer};
+use crate::gguf::{GgmlType, Gguf, ModelInfo, Piece, Plan, Tensor, write::Writer};
 
 /// ggml's numbers of types.
 const F32: u32 = 0;
@@ -87,6 +87,39 @@ impl SlicePlan {
         let copied = self.file.pieces.iter().filter(|piece| matches!(piece, Piece::Copy(_)));
         copied.map(Piece::length).fold(0, u64::saturating_add)
     }
+}
+
+/// What the layers of a model take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// Bytes of weights by layer; those of the last one with the head.
+    pub layer_bytes: Vec<u64>,
+    pub info: ModelInfo,
+}
+
+impl Outline {
+    pub fn layer_count(&self) -> u32 {
+        self.layer_bytes.len() as u32
+    }
+
+    /// Of a slice of these layers.
+    pub fn weight_bytes(&self, layers: Layers) -> u64 {
+        let bytes = self.layer_bytes.get(layers.from() as usize..layers.to() as usize).unwrap_or_default();
+        bytes.iter().copied().fold(0, u64::saturating_add)
+    }
+}
+
+/// What each layer of the model with this header takes.
+///
+/// # Errors
+/// The model is not one that is cut.
+pub fn outline(gguf: &Gguf<'_>, root: ModelRoot) -> Result<Outline, SliceError> {
+    let layers = Rules::of(gguf)?.layers;
+    let bytes = |layer: u32| {
+        let layers = Layers::new(layer, layer + 1).map_err(|error| SliceError::Unproven(error.to_string()))?;
+        Ok(plan(gguf, root, layers)?.weight_bytes())
+    };
+    Ok(Outline { layer_bytes: (0..layers).map(bytes).collect::<Result<_, SliceError>>()?, info: gguf.info()? })
 }
 
 /// Plans the slice of `layers` of the model `root` with this header.

@@ -12,7 +12,7 @@ use super::{Store, StoreError, failed, manifest_bytes_max, read_range, remove_if
 use crate::{
     chunk_tree::{Tree, chunk_range},
     gguf::{Gguf, GgufError, Piece, Plan, file::Header, limits::HEADER_BYTES_MAX},
-    slice::{self, Embedding, RECIPE, SlicePlan},
+    slice::{self, Embedding, Outline, RECIPE, SlicePlan},
 };
 
 /// A slice in the store.
@@ -25,6 +25,15 @@ pub struct StoredSlice {
 }
 
 impl Store {
+    /// What each layer of a model takes whose whole file is here.
+    ///
+    /// # Errors
+    /// [`StoreError::NotHere`], [`StoreError::Slice`] for models that are not cut, or the disk fails.
+    pub fn outline(&self, root: ModelRoot) -> Result<Outline, StoreError> {
+        let blob = self.path(root).ok_or(StoreError::NotHere(root))?;
+        outline(&blob, self.size(root)?, root)
+    }
+
     /// Makes the slice of a model whose whole file is here; what was made before is used again.
     ///
     /// # Errors
@@ -134,7 +143,15 @@ pub(crate) fn plan(source: &Path, size: u64, root: ModelRoot, layers: Layers) ->
     planned.and_then(|gguf| slice::plan(&gguf, root, layers)).map_err(|source| StoreError::Slice { root, source })
 }
 
+/// What each layer of a model takes, by the header of its file.
+pub(crate) fn outline(source: &Path, size: u64, root: ModelRoot) -> Result<Outline, StoreError> {
+    let header = Header::read_of(source, size).map_err(super::gguf_failed)?;
+    let parsed = Gguf::parse(&header.bytes, size).map_err(slice::SliceError::from);
+    parsed.and_then(|gguf| slice::outline(&gguf, root)).map_err(|source| StoreError::Slice { root, source })
+}
+
 /// How many bytes of the beginning the header needs as far as is known from what is there; `None` when it is all there.
+#[cfg_attr(not(feature = "download"), allow(dead_code, reason = "only downloads read half a header"))]
 pub(crate) fn header_needs(source: &Path, size: u64, have: u64) -> Result<Option<u64>, StoreError> {
     let bytes = read_range(source, 0, have.min(HEADER_BYTES_MAX).min(size) as usize).map_err(failed("read", source))?;
     match Gguf::parse(&bytes, size).map(drop) {

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A worker that took the channel must say something about a new session within this time.
-const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const ACCEPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A worker that failed this answer is asked again after this time at the earliest, while others are there.
 const AVOID: Duration = Duration::from_secs(10);
 /// How long an interrupted answer waits for any worker to come (back) before it ends with an error.
@@ -59,7 +59,7 @@ pub struct AnswerTask {
 }
 
 /// How one attempt at one worker ended.
-enum Attempt {
+pub(super) enum Attempt {
     Done,
     /// The client hung up.
     Abandoned,
@@ -72,20 +72,20 @@ enum Attempt {
 }
 
 /// What has been generated so far.
-struct Progress {
-    tokens: Vec<Token>,
-    prompt_tokens: usize,
+pub(super) struct Progress {
+    pub tokens: Vec<Token>,
+    pub prompt_tokens: usize,
     class: Option<Class>,
     worker: Option<NodeId>,
     /// How often a worker took it; each attempt has a session id of its own.
     acceptances: u64,
-    attempts: u64,
+    pub attempts: u64,
     /// A worker that called the request invalid. One may be wrong, or lie; two agree.
     called_invalid: Option<(NodeId, String)>,
 }
 
 impl Progress {
-    fn answered(&self) -> u32 {
+    pub fn answered(&self) -> u32 {
         (self.tokens.len() - self.prompt_tokens) as u32
     }
 }
@@ -141,22 +141,29 @@ impl AnswerTask {
                 return;
             }
             avoid.retain(|_, until| *until > Instant::now());
-            let Some(lease) = self.lease(&progress, &avoid) else {
-                match self.wait_for_workers(&progress, &mut avoid, &mut orphan_since).await {
+            let (acceptances, before) = (progress.acceptances, progress.tokens.len());
+            // No split where one node has it all.
+            let (worker, attempt) = match self.lease(&progress, &avoid) {
+                Some(lease) => (Some(lease.worker), self.attempt(lease, &mut progress).await),
+                None if self.placement.has_chain(self.model, self.needs(&progress)) => {
+                    (None, self.attempt_chain(&mut progress).await)
+                }
+                None => match self.wait_for_workers(&progress, &mut avoid, &mut orphan_since).await {
                     Ok(()) => continue,
                     Err(error) => return self.fail(error).await,
-                }
+                },
             };
-            let worker = lease.worker;
-            let (acceptances, before) = (progress.acceptances, progress.tokens.len());
-            match self.attempt(lease, &mut progress).await {
-                Attempt::Done => return self.placement.remember(worker, &progress.tokens),
-                Attempt::Abandoned => return,
-                Attempt::Hopeless(error) => return self.fail(error).await,
-                Attempt::Failed { busy } => {
+            match (attempt, worker) {
+                (Attempt::Done, Some(worker)) => return self.placement.remember(worker, &progress.tokens),
+                (Attempt::Done | Attempt::Abandoned, _) => return,
+                (Attempt::Hopeless(error), _) => return self.fail(error).await,
+                (Attempt::Failed { busy }, worker) => {
                     let pause = if busy { Duration::from_secs(1) } else { AVOID };
-                    avoid.insert(worker, Instant::now() + pause);
-                    if !busy {
+                    match worker {
+                        Some(worker) => drop(avoid.insert(worker, Instant::now() + pause)),
+                        None => tokio::time::sleep(RETRY_PAUSE).await,
+                    }
+                    if let Some(worker) = worker.filter(|_| !busy) {
                         self.placement.suspect(worker);
                     }
                     self.placement.failed_over(busy);
@@ -183,16 +190,19 @@ impl AnswerTask {
     }
 
     fn lease(&self, progress: &Progress, avoid: &HashMap<NodeId, Instant>) -> Option<Lease> {
-        let left = self.completion_tokens_max.saturating_sub(progress.answered());
-        let needed = Needs { tokens: progress.tokens.len() as u32 + left, features: self.job.features() };
         self.placement.choose(
             self.model,
             &progress.tokens,
-            needed,
+            self.needs(progress),
             progress.class,
             self.job.affinity.as_deref(),
             |node| avoid.contains_key(&node),
         )
+    }
+
+    pub(super) fn needs(&self, progress: &Progress) -> Needs {
+        let left = self.completion_tokens_max.saturating_sub(progress.answered());
+        Needs { tokens: progress.tokens.len() as u32 + left, features: self.job.features() }
     }
 
     /// Before the first acceptance an empty grid is an error at once; afterwards the answer waits for a worker.
@@ -246,7 +256,7 @@ impl AnswerTask {
         }
     }
 
-    fn open(&self, progress: &Progress) -> Open {
+    pub(super) fn open(&self, progress: &Progress) -> Open {
         Open {
             session: SessionId(self.session.0.wrapping_add(progress.attempts)),
             model: self.model,
@@ -275,7 +285,7 @@ impl AnswerTask {
             match message {
                 ToGateway::Accepted { queued, .. } => {
                     if !place.accepted {
-                        self.accepted_by(lease, progress).await;
+                        self.accepted_by(lease.worker, lease.class, progress).await;
                     }
                     if flowing || !place.moves_to(queued) {
                         self.placement.report(lease.worker, Fault::WrongTokens);
@@ -288,27 +298,22 @@ impl AnswerTask {
                         }
                     }
                 }
-                ToGateway::Tokens { from, tokens, .. } => {
-                    if !place.accepted || self.breaks_order(from, &tokens, progress) {
-                        self.placement.report(lease.worker, Fault::WrongTokens);
-                        return Attempt::Failed { busy: false };
+                ToGateway::Tokens { from, tokens, .. } if place.accepted => {
+                    if let Err(attempt) = self.take_tokens(lease.worker, from, tokens, progress).await {
+                        return attempt;
                     }
                     flowing = true;
                     patience = lease.token_within;
-                    progress.tokens.extend(tokens.iter().map(|out| out.token));
-                    if self.events.send(AnswerEvent::Tokens(tokens)).await.is_err() {
-                        return Attempt::Abandoned;
-                    }
                 }
-                ToGateway::Finished { finish, usage, .. } => {
-                    if !place.accepted || self.breaks_finish(finish, progress) {
-                        self.placement.report(lease.worker, Fault::WrongTokens);
-                        return Attempt::Failed { busy: false };
-                    }
-                    return self.finish(finish, usage, progress).await;
+                ToGateway::Finished { finish, usage, .. } if place.accepted => {
+                    return self.take_finish(lease.worker, finish, usage, progress).await;
                 }
                 ToGateway::Refused { why, .. } => return self.refused(lease.worker, why, progress),
-                ToGateway::Embedded { .. } => {
+                ToGateway::Tokens { .. }
+                | ToGateway::Finished { .. }
+                | ToGateway::Embedded { .. }
+                | ToGateway::Rewired { .. }
+                | ToGateway::Complains { .. } => {
                     self.placement.report(lease.worker, Fault::WrongTokens);
                     return Attempt::Failed { busy: false };
                 }
@@ -317,18 +322,49 @@ impl AnswerTask {
         }
     }
 
-    async fn accepted_by(&mut self, lease: &Lease, progress: &mut Progress) {
-        let exact = matches!(lease.class, Class::Exact(_)) && progress.class.is_none_or(|class| class == lease.class);
-        progress.class.get_or_insert(lease.class);
+    /// Hands tokens on that follow those before.
+    pub(super) async fn take_tokens(
+        &self,
+        worker: NodeId,
+        from: u32,
+        tokens: Vec<TokenOut>,
+        progress: &mut Progress,
+    ) -> Result<(), Attempt> {
+        if self.breaks_order(from, &tokens, progress) {
+            self.placement.report(worker, Fault::WrongTokens);
+            return Err(Attempt::Failed { busy: false });
+        }
+        progress.tokens.extend(tokens.iter().map(|out| out.token));
+        self.events.send(AnswerEvent::Tokens(tokens)).await.map_err(|_| Attempt::Abandoned)
+    }
+
+    pub(super) async fn take_finish(
+        &self,
+        worker: NodeId,
+        finish: Finish,
+        usage: Usage,
+        progress: &Progress,
+    ) -> Attempt {
+        if self.breaks_finish(finish, progress) {
+            self.placement.report(worker, Fault::WrongTokens);
+            return Attempt::Failed { busy: false };
+        }
+        self.finish(finish, usage, progress).await
+    }
+
+    /// A worker, or a chain of stages that ends at `worker`, has the session.
+    pub(super) async fn accepted_by(&mut self, worker: NodeId, class: Class, progress: &mut Progress) {
+        let exact = matches!(class, Class::Exact(_)) && progress.class.is_none_or(|known| known == class);
+        progress.class.get_or_insert(class);
         progress.acceptances += 1;
-        let moved = progress.worker.replace(lease.worker).is_some();
+        let moved = progress.worker.replace(worker).is_some();
         match self.accepted.take() {
-            Some(accepted) => drop(accepted.send(Ok(lease.worker))),
+            Some(accepted) => drop(accepted.send(Ok(worker))),
             None if moved => {
                 if !exact {
-                    progress.class = Some(lease.class);
+                    progress.class = Some(class);
                 }
-                let _ = self.events.send(AnswerEvent::Moved { worker: lease.worker, exact }).await;
+                let _ = self.events.send(AnswerEvent::Moved { worker, exact }).await;
             }
             None => {}
         }
@@ -366,7 +402,7 @@ impl AnswerTask {
         Attempt::Done
     }
 
-    fn refused(&self, worker: NodeId, why: Refusal, progress: &mut Progress) -> Attempt {
+    pub(super) fn refused(&self, worker: NodeId, why: Refusal, progress: &mut Progress) -> Attempt {
         match why {
             Refusal::Invalid(why) if progress.called_invalid.as_ref().is_some_and(|(other, _)| *other != worker) => {
                 Attempt::Hopeless(GridError::Invalid(shortened(&why)))

@@ -170,6 +170,8 @@ impl EmbedTask {
                 ToGateway::Accepted { .. }
                 | ToGateway::Embedded { .. }
                 | ToGateway::Tokens { .. }
+                | ToGateway::Rewired { .. }
+                | ToGateway::Complains { .. }
                 | ToGateway::Finished { .. } => {
                     self.placement.report(lease.worker, Fault::WrongVectors);
                     return Err(Failed::Broken);

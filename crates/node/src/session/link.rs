@@ -8,6 +8,7 @@ use std::{
 use opengrid_protocol::{
     SessionId,
     limits::SESSIONS_PER_CHANNEL_MAX,
+    pipeline::{OpenPart, Order},
     session::{Embed, Open, ToGateway, ToWorker},
 };
 use parking_lot::Mutex;
@@ -69,6 +70,14 @@ impl Link {
         self.begin(embed.session, ToWorker::Embed(Box::new(embed))).await
     }
 
+    /// Opens a part of a session over several stages.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn open_part(&self, part: OpenPart) -> Result<LinkSession, LinkError> {
+        self.begin(part.session, ToWorker::OpenPart(Box::new(part))).await
+    }
+
     async fn begin(&self, session: SessionId, opening: ToWorker) -> Result<LinkSession, LinkError> {
         let messages = self.routes.register(session)?;
         let opened = LinkSession { session, messages, link: self.clone() };
@@ -82,6 +91,17 @@ impl Link {
 
     pub fn close(&self) {
         self.routes.close();
+    }
+}
+
+impl LinkSession {
+    /// Says something to a part of a session.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`].
+    pub async fn order(&self, order: Order) -> Result<(), LinkError> {
+        let message = ToWorker::Order { session: self.session, order };
+        self.link.to_worker.send(message).await.map_err(|_| LinkError::Closed)
     }
 }
 
@@ -143,7 +163,10 @@ impl Routes {
     pub fn dispatch(&self, message: ToGateway) -> Result<(), Fault> {
         let (session, is_last) = match &message {
             ToGateway::Heartbeat => return Ok(()),
-            ToGateway::Accepted { session, .. } | ToGateway::Tokens { session, .. } => (*session, false),
+            ToGateway::Accepted { session, .. }
+            | ToGateway::Tokens { session, .. }
+            | ToGateway::Rewired { session, .. }
+            | ToGateway::Complains { session, .. } => (*session, false),
             ToGateway::Finished { session, .. }
             | ToGateway::Refused { session, .. }
             | ToGateway::Embedded { session, .. } => (*session, true),

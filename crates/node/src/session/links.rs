@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use opengrid_network::Network;
 use opengrid_protocol::{
-    NodeId, Signed,
-    limits::{RECORD_BYTES_MAX, SEALING_KEY_LIFE_MS},
-    sealing_key::SealingKey,
+    NodeId,
+    limits::SEALING_KEY_LIFE_MS,
     session::{ToGateway, ToWorker},
 };
 use parking_lot::Mutex;
@@ -18,18 +18,19 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Fault, FaultSink, KEY_PROTOCOL, SESSION_PROTOCOL,
+    FaultSink, SESSION_PROTOCOL,
+    keys::{self, KeyError},
     link::Link,
     sealed::{self, ChannelEnd},
     server::{self, SharedBackend},
-    wire::{WireError, read_frame},
 };
-use crate::clock;
-
+use crate::pipeline::hub::Hub;
 /// Reaching a worker, its key and its channel, all together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A channel is re-keyed (replaced by a new one for new sessions) after this time.
 const CHANNEL_LIFE: Duration = Duration::from_millis(SEALING_KEY_LIFE_MS);
+/// How long the host of a silent worker may take to say that it runs no more.
+const KNOCK_PATIENCE: Duration = Duration::from_millis(250);
 /// Most workers with an open channel.
 const LINKS_MAX: usize = 1_024;
 
@@ -40,8 +41,8 @@ pub enum ConnectError {
     Unreachable(String),
     #[error("the worker did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
     Timeout,
-    #[error("the worker's sealing key does not hold: {0}")]
-    BadKey(String),
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error("too many open channels")]
     TooMany,
 }
@@ -50,6 +51,7 @@ pub struct Links {
     network: Network,
     local: NodeId,
     backend: SharedBackend,
+    hub: Arc<Hub>,
     faults: FaultSink,
     slots: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<Slot>>>>,
     tasks: TaskTracker,
@@ -65,12 +67,12 @@ impl Links {
     pub fn new(
         network: Network,
         backend: SharedBackend,
+        hub: Arc<Hub>,
         faults: FaultSink,
-        tasks: TaskTracker,
-        cancel: CancellationToken,
+        (tasks, cancel): (TaskTracker, CancellationToken),
     ) -> Self {
         let local = network.local();
-        Self { network, local, backend, faults, slots: Mutex::default(), tasks, cancel }
+        Self { network, local, backend, hub, faults, slots: Mutex::default(), tasks, cancel }
     }
 
     /// A live link to `worker`; the node itself is a worker like any other, without the sealing.
@@ -79,6 +81,16 @@ impl Links {
     /// See [`ConnectError`].
     pub async fn get(&self, worker: NodeId) -> Result<Link, ConnectError> {
         timeout(CONNECT_TIMEOUT, self.get_in_time(worker)).await.map_err(|_| ConnectError::Timeout)?
+    }
+
+    /// Opens the channel to `worker` ahead of its use.
+    pub fn meet(self: &Arc<Self>, worker: NodeId) {
+        let (links, cancel) = (self.clone(), self.cancel.clone());
+        self.tasks.spawn(async move {
+            if let Some(Err(error)) = cancel.run_until_cancelled(links.get(worker)).await {
+                tracing::debug!(worker = %worker.short(), %error, "no channel ahead of its use");
+            }
+        });
     }
 
     async fn get_in_time(&self, worker: NodeId) -> Result<Link, ConnectError> {
@@ -124,7 +136,7 @@ impl Links {
         let (link, mut outgoing, routes) = Link::new(self.cancel.child_token());
         let (inbound_sender, inbound) = mpsc::channel::<ToWorker>(64);
         let (outbound, mut messages) = mpsc::channel::<ToGateway>(1_024);
-        let serve = server::serve(self.local, inbound, outbound, self.backend.clone());
+        let serve = server::serve(self.local, inbound, outbound, self.backend.clone(), self.hub.clone());
         self.tasks.spawn(async move {
             let to_worker = async {
                 while let Some(message) = outgoing.recv().await {
@@ -153,10 +165,16 @@ impl Links {
 
     async fn connect(&self, worker: NodeId) -> Result<Link, ConnectError> {
         // Asked for anew each time: a restarted worker has new keys, and channels are opened rarely.
-        let key = self.fetch_key(worker).await?;
+        let key = keys::fetch(&self.network, worker, &self.faults).await?;
         let unreachable = |error: &dyn std::fmt::Display| ConnectError::Unreachable(error.to_string());
         let stream = self.network.open_stream(worker, SESSION_PROTOCOL).await.map_err(|error| unreachable(&error))?;
-        let (link, carry) = sealed::connect(stream, worker, &key, self.local, self.cancel.child_token())
+        let network = self.network.clone();
+        let is_gone = move || {
+            let network = network.clone();
+            async move { network.is_refused(worker, KNOCK_PATIENCE).await }.boxed()
+        };
+        let cancel = self.cancel.child_token();
+        let (link, carry) = sealed::connect(stream, worker, &key, self.local, cancel, Box::new(is_gone))
             .await
             .map_err(|error| unreachable(&error))?;
         let faults = self.faults.clone();
@@ -168,33 +186,5 @@ impl Links {
             }
         });
         Ok(link)
-    }
-
-    async fn fetch_key(&self, worker: NodeId) -> Result<SealingKey, ConnectError> {
-        let mut stream = self
-            .network
-            .open_stream(worker, KEY_PROTOCOL)
-            .await
-            .map_err(|error| ConnectError::Unreachable(error.to_string()))?;
-        let bytes = match read_frame(&mut stream, RECORD_BYTES_MAX).await {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => return Err(ConnectError::Unreachable("closed before the key came".into())),
-            Err(WireError::Oversized(_)) => return Err(self.bad_key(worker, "oversized")),
-            Err(WireError::Io(error)) => return Err(ConnectError::Unreachable(error.to_string())),
-        };
-        let signed = Signed::from_bytes(&bytes).map_err(|error| self.bad_key(worker, &error.to_string()))?;
-        if signed.signer != worker {
-            return Err(self.bad_key(worker, "signed by another node"));
-        }
-        match signed.open(clock::now_ms()) {
-            Ok(key) => Ok(key),
-            Err(error) if clock::is_clock_error(&error) => Err(ConnectError::BadKey(error.to_string())),
-            Err(error) => Err(self.bad_key(worker, &error.to_string())),
-        }
-    }
-
-    fn bad_key(&self, worker: NodeId, why: &str) -> ConnectError {
-        (self.faults)(worker, Fault::BadRecord);
-        ConnectError::BadKey(why.to_owned())
     }
 }

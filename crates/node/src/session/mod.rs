@@ -5,11 +5,14 @@
 //! [`embed`] gets texts embedded in spite of it.
 
 pub mod answer;
+mod chain;
 pub mod embed;
+pub mod keys;
 pub mod link;
 pub mod links;
 pub mod sealed;
 pub mod server;
+mod spares;
 pub mod wire;
 
 /// Carries sealed frames; the gateway opens it.
@@ -32,6 +35,8 @@ pub enum Fault {
     ForeignSession,
     #[error("tokens or places in the queue out of order, or more than asked for")]
     WrongTokens,
+    #[error("rows of another width, out of order, or no numbers")]
+    BadRows,
     #[error("vectors of another number or length than asked for")]
     WrongVectors,
     #[error("a signed record that does not hold")]

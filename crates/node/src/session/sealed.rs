@@ -9,18 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::BoxFuture;
 use opengrid_privacy::sealing::{ClientChannel, KeyRing, Opener, SealError, Sealer, ServerChannel};
 use opengrid_protocol::{
     NodeId, codec,
-    limits::{CHANNEL_IDLE_MS, FRAME_BYTES_MAX, RECORD_BYTES_MAX, SILENCE_MS_MAX},
+    limits::{CHANNEL_IDLE_MS, FRAME_BYTES_MAX, HEARTBEAT_MS, RECORD_BYTES_MAX, SILENCE_MS_MAX},
     sealing_key::SealingKey,
     session::{ToGateway, ToWorker},
 };
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::mpsc,
-    time::timeout,
+    time::{MissedTickBehavior, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -30,13 +31,20 @@ use super::{
     server::{self, SharedBackend},
     wire::{WireError, read_frame, write_frame},
 };
+use crate::pipeline::hub::Hub;
 
 /// A hello is one X-Wing ciphertext (1,120 bytes) and a header.
 const HELLO_BYTES_MAX: usize = RECORD_BYTES_MAX;
 /// How long the other side may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// A heartbeat is missing, or late: a reason to ask, not yet to give up.
+const MISSED_MS: u64 = HEARTBEAT_MS + 100;
+const WATCH_EVERY: Duration = Duration::from_millis(50);
 /// Writing one frame to a live peer never takes this long; afterwards the channel counts as dead.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Asks whether the program at the other end is gone.
+pub type IsGone = Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// Why a channel ended.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +58,8 @@ pub enum ChannelEnd {
     Cancelled,
     #[error("silent for {0} ms with sessions open")]
     Silent(u64),
+    #[error("silent, and nothing listens at its port any more")]
+    Gone,
     #[error("{0}")]
     Fault(#[from] Fault),
     #[error("the sealing key is not known (rotated away)")]
@@ -67,7 +77,8 @@ impl From<WireError> for ChannelEnd {
     }
 }
 
-/// Sends the hello and makes the link; the returned future carries the channel until it ends and must be spawned.
+/// Sends the hello and makes the link; the returned future carries the channel until it ends and must be spawned. When the
+/// worker misses heartbeats, `is_gone` is asked whether waiting for it is of no use.
 ///
 /// # Errors
 /// Those of the stream.
@@ -77,6 +88,7 @@ pub async fn connect<S>(
     key: &SealingKey,
     gateway: NodeId,
     cancel: CancellationToken,
+    is_gone: IsGone,
 ) -> Result<(Link, impl Future<Output = ChannelEnd> + Send + use<S>), ChannelEnd>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -87,16 +99,15 @@ where
     let (sealer, opener) = channel.into_split();
     let (reader, writer) = tokio::io::split(stream);
     let (link, outgoing, routes) = Link::new(cancel);
-    Ok((link, carry_gateway(reader, writer, sealer, opener, outgoing, routes)))
+    Ok((link, carry_gateway((reader, writer), (sealer, opener), outgoing, routes, is_gone)))
 }
 
 async fn carry_gateway<S: AsyncRead + AsyncWrite + Send>(
-    reader: ReadHalf<S>,
-    writer: WriteHalf<S>,
-    sealer: Sealer,
-    opener: Opener,
+    (reader, writer): (ReadHalf<S>, WriteHalf<S>),
+    (sealer, opener): (Sealer, Opener),
     outgoing: mpsc::Receiver<ToWorker>,
     routes: Arc<Routes>,
+    is_gone: IsGone,
 ) -> ChannelEnd {
     let life = SignsOfLife::new();
     let read = read_all(reader, opener, |message: ToGateway| {
@@ -106,7 +117,7 @@ async fn carry_gateway<S: AsyncRead + AsyncWrite + Send>(
     let end = tokio::select! {
         end = read => end,
         end = write_all(writer, sealer, outgoing, |blocked| life.discount(blocked)) => end,
-        end = watch(&life, &routes) => end,
+        end = watch(&life, &routes, is_gone) => end,
         () = routes.closed.cancelled() => ChannelEnd::Cancelled,
     };
     routes.close();
@@ -119,6 +130,7 @@ pub async fn accept<S>(
     gateway: NodeId,
     keys: Arc<Mutex<KeyRing>>,
     backend: SharedBackend,
+    hub: Arc<Hub>,
     now_ms: impl FnOnce() -> u64,
 ) -> ChannelEnd
 where
@@ -136,7 +148,92 @@ where
     tokio::select! {
         end = read => end,
         end = write_all(writer, sealer, outgoing, |_| ()) => end,
-        () = server::serve(gateway, inbound, outbound, backend) => ChannelEnd::Closed,
+        () = server::serve(gateway, inbound, outbound, backend, hub) => ChannelEnd::Closed,
+    }
+}
+
+/// The end of a channel that only we send on.
+pub struct OneWay<S> {
+    stream: S,
+    sealer: Sealer,
+}
+
+/// Opens a channel on which only we send.
+///
+/// # Errors
+/// Those of the stream.
+pub async fn connect_one_way<S>(
+    mut stream: S,
+    peer: NodeId,
+    key: &SealingKey,
+    local: NodeId,
+) -> Result<OneWay<S>, ChannelEnd>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let (channel, hello) = ClientChannel::open(peer, key, local).map_err(|_| Fault::BadRecord)?;
+    write_frame(&mut stream, &hello).await?;
+    stream.flush().await?;
+    let (sealer, _) = channel.into_split();
+    Ok(OneWay { stream, sealer })
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> OneWay<S> {
+    /// Sends a message, and what waits behind it under the same flush.
+    ///
+    /// # Errors
+    /// Why the channel ended.
+    pub async fn send<T>(&mut self, message: &T, waiting: &mut mpsc::Receiver<T>) -> Result<(), ChannelEnd>
+    where
+        T: serde::Serialize,
+    {
+        write_message(&mut self.stream, &mut self.sealer, message).await?;
+        while let Ok(message) = waiting.try_recv() {
+            write_message(&mut self.stream, &mut self.sealer, &message).await?;
+        }
+        match timeout(WRITE_TIMEOUT, self.stream.flush()).await {
+            Ok(flushed) => Ok(flushed?),
+            Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+        }
+    }
+
+    /// Waits until the other side closes; it says nothing on such a channel.
+    pub async fn closed(&mut self) {
+        let mut byte = [0];
+        let _ = self.stream.read(&mut byte).await;
+    }
+}
+
+/// The end of a channel that only the other side sends on.
+pub struct OneWayIn<S> {
+    stream: S,
+    opener: Opener,
+}
+
+/// Accepts a channel on which only `peer` sends.
+///
+/// # Errors
+/// Why there is none.
+pub async fn accept_one_way<S>(
+    mut stream: S,
+    peer: NodeId,
+    keys: &Mutex<KeyRing>,
+    now_ms: impl FnOnce() -> u64,
+) -> Result<OneWayIn<S>, ChannelEnd>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let (_, opener) = receive_hello(&mut stream, peer, keys, now_ms).await?.into_split();
+    Ok(OneWayIn { stream, opener })
+}
+
+impl<S: AsyncRead + Unpin> OneWayIn<S> {
+    /// The next message.
+    ///
+    /// # Errors
+    /// Why the channel ended.
+    pub async fn next<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ChannelEnd> {
+        read_message(&mut self.stream, &mut self.opener).await
     }
 }
 
@@ -275,8 +372,9 @@ impl SignsOfLife {
 
 /// Ends the channel after [`SILENCE_MS_MAX`] without a message while sessions are open, and after
 /// [`CHANNEL_IDLE_MS`] without sessions: its keys and its place at the worker are given back.
-async fn watch(life: &SignsOfLife, routes: &Routes) -> ChannelEnd {
-    let mut tick = tokio::time::interval(Duration::from_millis(SILENCE_MS_MAX / 6));
+async fn watch(life: &SignsOfLife, routes: &Routes, is_gone: IsGone) -> ChannelEnd {
+    let mut tick = tokio::time::interval(WATCH_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle_since = Some(Instant::now());
     loop {
         tick.tick().await;
@@ -294,6 +392,9 @@ async fn watch(life: &SignsOfLife, routes: &Routes) -> ChannelEnd {
         let silent_ms = life.now_ms().saturating_sub(life.last_ms.load(Ordering::Relaxed));
         if silent_ms > SILENCE_MS_MAX {
             return ChannelEnd::Silent(silent_ms);
+        }
+        if silent_ms > MISSED_MS && is_gone().await {
+            return ChannelEnd::Gone;
         }
     }
 }

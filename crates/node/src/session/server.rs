@@ -4,14 +4,20 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use opengrid_engine::{EmbedRequest, EngineError, Event, GenerateRequest, Generation, SharedEngine};
 use opengrid_protocol::{
-    ModelRoot, NodeId, SessionId,
+    Layers, ModelRoot, NodeId, SessionId,
     beacon::Features,
     codec::DecodeError,
     limits::{CHANNEL_IDLE_MS, HEARTBEAT_MS, SESSIONS_PER_CHANNEL_MAX},
+    pipeline::Order,
     session::{Embed, Open, Refusal, ToGateway, ToWorker},
 };
 use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+
+use crate::{
+    pipeline::{self, hub::Hub},
+    serving::SharedStage,
+};
 
 /// What the sessions run on.
 pub trait Backend: Send + Sync {
@@ -20,6 +26,12 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// Why no session of it is taken now.
     fn engine(&self, model: ModelRoot) -> Result<SharedEngine, Refusal>;
+
+    /// A stage of a model.
+    ///
+    /// # Errors
+    /// Why no session of it is taken now.
+    fn stage(&self, model: ModelRoot, layers: Layers) -> Result<SharedStage, Refusal>;
 
     /// Tokens that left for a client.
     fn count_tokens(&self, tokens: usize);
@@ -33,15 +45,20 @@ const IDLE_MAX: Duration = Duration::from_millis(2 * CHANNEL_IDLE_MS);
 
 pub type SharedBackend = Arc<dyn Backend>;
 
+/// Orders that wait for a part of a session.
+const ORDERS_MAX: usize = 16;
+
 /// Serves one gateway until its messages end or nobody hears the answers. Cancels all its sessions then.
 pub async fn serve(
     client: NodeId,
     mut inbound: mpsc::Receiver<ToWorker>,
     outbound: mpsc::Sender<ToGateway>,
     backend: SharedBackend,
+    hub: Arc<Hub>,
 ) {
     let mut running = JoinSet::new();
     let mut cancels: HashMap<SessionId, CancellationToken> = HashMap::new();
+    let mut parts: HashMap<SessionId, mpsc::Sender<Order>> = HashMap::new();
     let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -73,10 +90,34 @@ pub async fn serve(
                         }
                     }
                 }
+                Some(ToWorker::OpenPart(part)) => {
+                    let session = part.session;
+                    match admit(session, part.check(), &mut cancels) {
+                        Err(why) => drop(outbound.try_send(ToGateway::Refused { session, why })),
+                        Ok(cancel) => {
+                            let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
+                            parts.insert(session, orders);
+                            let (outbound, work_backend) = (outbound.clone(), backend.clone());
+                            let work = pipeline::run(client, *part, obeyed, outbound, work_backend, hub.clone());
+                            running.spawn(run_session(session, work, backend.clone(), cancel));
+                        }
+                    }
+                }
+                Some(ToWorker::Order { session, order }) => {
+                    // More orders than a gateway has a reason for, or nonsense: the part ends.
+                    let passed = order.check().is_ok()
+                        && parts.get(&session).is_none_or(|orders| orders.try_send(order).is_ok());
+                    if !passed && let Some(cancel) = cancels.get(&session) {
+                        cancel.cancel();
+                        let why = Refusal::Invalid("orders beyond the limits".into());
+                        let _ = outbound.try_send(ToGateway::Refused { session, why });
+                    }
+                }
             },
             Some(ended) = running.join_next() => {
                 if let Ok(session) = ended {
                     cancels.remove(&session);
+                    parts.remove(&session);
                 }
             }
             _ = heartbeat.tick(), if !cancels.is_empty() => {
@@ -160,7 +201,11 @@ async fn start(client: NodeId, open: Open, backend: &SharedBackend) -> Result<Ge
     if open.prompt_tokens.saturating_add(open.completion_tokens_max) > context_tokens {
         return Err(Refusal::ContextTooSmall { context_tokens });
     }
-    let request = GenerateRequest {
+    engine.generate(generate_request(client, open)).await.map_err(refusal)
+}
+
+pub(crate) fn generate_request(client: NodeId, open: Open) -> GenerateRequest {
+    GenerateRequest {
         client: client.0,
         tokens: open.tokens,
         prompt_tokens: open.prompt_tokens,
@@ -170,8 +215,7 @@ async fn start(client: NodeId, open: Open, backend: &SharedBackend) -> Result<Ge
         top_logprobs: open.top_logprobs,
         grammar: open.grammar,
         tier: open.tier,
-    };
-    engine.generate(request).await.map_err(refusal)
+    }
 }
 
 async fn forward(
@@ -204,7 +248,7 @@ async fn forward(
     }
 }
 
-fn refusal(error: EngineError) -> Refusal {
+pub(crate) fn refusal(error: EngineError) -> Refusal {
     match error {
         EngineError::Busy => Refusal::Busy,
         EngineError::ContextTooSmall { context_tokens, .. } => Refusal::ContextTooSmall { context_tokens },

@@ -10,7 +10,7 @@ use opengrid_node::{
 use opengrid_privacy::sealing::{KeyRing, Sealer};
 use opengrid_protocol::{
     ModelRoot, NodeId, Signed,
-    beacon::{Beacon, Class, Features},
+    beacon::{Beacon, Class, Features, StageBeacon},
     codec,
     session::ToGateway,
 };
@@ -22,10 +22,25 @@ pub struct Crook {
     pub network: Network,
     _events: tokio::sync::mpsc::Receiver<opengrid_network::NetworkEvent>,
     pub tasks: tokio::task::JoinSet<()>,
+    pub keys: Arc<Mutex<KeyRing>>,
 }
 
 impl Crook {
     pub async fn start<F, T>(gateway_invite: &str, model: ModelRoot, features: Features, answer: T) -> Self
+    where
+        T: Fn(NodeId, PeerStream, Arc<Mutex<KeyRing>>) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::start_stage(gateway_invite, model, features, None, answer).await
+    }
+
+    pub async fn start_stage<F, T>(
+        gateway_invite: &str,
+        model: ModelRoot,
+        features: Features,
+        stage: Option<StageBeacon>,
+        answer: T,
+    ) -> Self
     where
         T: Fn(NodeId, PeerStream, Arc<Mutex<KeyRing>>) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
@@ -48,6 +63,7 @@ impl Crook {
                 stream.shutdown().await.unwrap();
             }
         });
+        let crook_keys = keys.clone();
         let mut session_streams = network.accept(SESSION_PROTOCOL).unwrap();
         tasks.spawn(async move {
             while let Some((gateway, stream)) = session_streams.next().await {
@@ -60,15 +76,17 @@ impl Crook {
         let announcer = network.clone();
         tasks.spawn(async move {
             loop {
-                let _ = announcer.publish(model, Signed::seal(&boast(model, features), &secret).to_bytes()).await;
+                let _ = announcer
+                    .publish(model, Signed::seal(&boast(model, features, stage.clone()), &secret).to_bytes())
+                    .await;
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
         });
-        Self { network, _events: events, tasks }
+        Self { network, _events: events, tasks, keys: crook_keys }
     }
 }
 
-fn boast(model: ModelRoot, features: Features) -> Beacon {
+fn boast(model: ModelRoot, features: Features, stage: Option<StageBeacon>) -> Beacon {
     let now_ms = clock::now_ms();
     Beacon {
         model,
@@ -85,6 +103,7 @@ fn boast(model: ModelRoot, features: Features) -> Beacon {
         decode_millitokens_per_s: u32::MAX,
         prefill_millitokens_per_s: u32::MAX,
         draining: false,
+        stage,
     }
 }
 

@@ -31,6 +31,11 @@ impl Library {
         Self::of(&TinyModel::of_size(5, 3 << 20).to_bytes(), u64::from(VOCABULARY))
     }
 
+    /// With so many layers, to be cut.
+    pub fn of_layers(layers: u32) -> Self {
+        Self::of(&TinyModel { layers, ..TinyModel::of_size(5, 3 << 20) }.to_bytes(), u64::from(VOCABULARY))
+    }
+
     /// With an embedding model in place of one that generates.
     pub fn of_encoder() -> Self {
         Self::of(&TinyBert::new(5).to_gguf(), 57)
@@ -84,6 +89,7 @@ impl Library {
             fetch: opengrid_models::download::FetchConfig::default(),
             cpu_percent: 100,
             memory_percent: 75,
+            memory_bytes: None,
             program: "/nonexistent".into(),
             engine: EngineSettings {
                 kind: EngineKind::Fake { tokens_per_s: 100.0, slots: 16 },

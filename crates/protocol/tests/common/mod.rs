@@ -2,10 +2,11 @@
 #![allow(dead_code)]
 
 use opengrid_protocol::{
-    ModelRoot, NodeId, Sampling, SessionId, Signed,
-    beacon::{Beacon, Class, Features},
+    Layers, ModelRoot, NodeId, Sampling, SessionId, Signed,
+    beacon::{Beacon, Class, Features, StageBeacon},
     content::{ContentRequest, ContentResponse, Manifest},
     invite::Invite,
+    pipeline::{Carried, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, ToStage},
     sealing_key::SealingKey,
     session::{Embed, Finish, Open, Refusal, Tier, ToGateway, ToWorker, Token, TokenOut, Usage},
 };
@@ -72,7 +73,57 @@ pub fn to_worker() -> impl Strategy<Value = ToWorker> {
         session().prop_map(|session| ToWorker::Cancel { session }),
         (session(), root(), vec(vec(any::<Token>(), 0..10), 0..5))
             .prop_map(|(session, model, texts)| ToWorker::Embed(Box::new(Embed { session, model, texts }))),
+        open_part().prop_map(|part| ToWorker::OpenPart(Box::new(part))),
+        (session(), order()).prop_map(|(session, order)| ToWorker::Order { session, order }),
     ]
+}
+
+fn layers() -> impl Strategy<Value = Layers> {
+    (0_u32..4_000, 1_u32..96)
+        .prop_map(|(from, count)| Layers::new(from, from + count))
+        .prop_filter_map("a range", Result::ok)
+}
+
+fn part() -> impl Strategy<Value = PartId> {
+    any::<[u8; 16]>().prop_map(PartId)
+}
+
+prop_compose! {
+    fn route()(epoch: u32, previous in node(), node in node(), part in part()) -> Route {
+        Route { epoch, previous, next: Hop { node, part } }
+    }
+}
+
+prop_compose! {
+    fn open_part()(
+        session in session(), part in part(), model in root(), layers in layers(), route in route(), positions_max: u32,
+        head in prop::option::of(open()),
+    ) -> OpenPart {
+        OpenPart { session, part, model, layers, route, positions_max, head: head.map(Box::new) }
+    }
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    prop_oneof![
+        route().prop_map(Order::Rewire),
+        any::<(u32, u32)>().prop_map(|(keep, send_from)| Order::Start { keep, send_from }),
+        (any::<u32>(), vec(any::<Token>(), 0..20)).prop_map(|(from, tokens)| Order::Feed { from, tokens }),
+        Just(Order::Again),
+        vec(node(), 0..4).prop_map(Order::Meet),
+    ]
+}
+
+pub fn to_stage() -> impl Strategy<Value = ToStage> {
+    let carried = prop_oneof![
+        vec(any::<u8>(), 0..200).prop_map(|rows| Carried::Rows(rows.into())),
+        vec(any::<Token>(), 0..20).prop_map(Carried::Tokens),
+    ];
+    (part(), any::<u32>(), any::<u32>(), carried).prop_map(|(part, epoch, from, carried)| ToStage {
+        part,
+        epoch,
+        from,
+        carried,
+    })
 }
 
 prop_compose! {
@@ -123,7 +174,23 @@ pub fn to_gateway() -> impl Strategy<Value = ToGateway> {
         Just(ToGateway::Heartbeat),
         (session(), vec(vec(float(), 0..8), 0..5))
             .prop_map(|(session, vectors)| ToGateway::Embedded { session, vectors }),
+        (session(), any::<u32>(), any::<(u32, u32, u32, bool)>()).prop_map(
+            |(session, epoch, (have, kept_from, sent, drew))| {
+                ToGateway::Rewired { session, epoch, state: PartState { have, kept_from, sent, drew } }
+            }
+        ),
+        (session(), any::<u32>(), prop_oneof![Just(Complaint::NextUnreachable), Just(Complaint::BadInput)])
+            .prop_map(|(session, epoch, complaint)| ToGateway::Complains { session, epoch, complaint }),
     ]
+}
+
+prop_compose! {
+    fn stage_beacon()(
+        layers in layers(), width in 1_u32.., delays in vec((node(), any::<u32>()), 0..4),
+    ) -> StageBeacon {
+        let layer_count = layers.to() as u16 + u16::from(layers.from() == 0);
+        StageBeacon { layers, layer_count, width, delays }
+    }
 }
 
 pub fn class() -> impl Strategy<Value = Class> {
@@ -133,14 +200,14 @@ pub fn class() -> impl Strategy<Value = Class> {
 prop_compose! {
     pub fn beacon()(
         model in root(), model_id: String, class in class(), longs: [u64; 3], ints: [u32; 3], shorts: [u16; 3],
-        draining: bool, features: u32,
+        draining: bool, features: u32, stage in prop::option::of(stage_beacon()),
     ) -> Beacon {
         let [sequence, issued_ms, life_ms] = longs;
         let [context_tokens, decode_millitokens_per_s, prefill_millitokens_per_s] = ints;
         let [slots, slots_busy, queued] = shorts;
         Beacon {
             model, model_id, class, features: Features(features), sequence, issued_ms, life_ms, context_tokens, slots, slots_busy, queued,
-            decode_millitokens_per_s, prefill_millitokens_per_s, draining,
+            decode_millitokens_per_s, prefill_millitokens_per_s, draining, stage,
         }
     }
 }

@@ -9,6 +9,8 @@ use opengrid_node::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::shapes::named;
+
 const EVERY: Duration = Duration::from_millis(200);
 
 /// Until every model is ready or failed, or `closing`.
@@ -46,8 +48,9 @@ impl Display {
 
     fn update(&mut self, model: &ServedModel) {
         let bars = self.bars.as_ref();
-        let shown = self.shown.entry(model.id.clone()).or_insert_with(|| Shown {
-            bar: bars.map_or_else(ProgressBar::hidden, |bars| bars.add(new_bar(&model.id))),
+        let name = named(&model.id, model.layers.as_deref());
+        let shown = self.shown.entry(name.clone()).or_insert_with(|| Shown {
+            bar: bars.map_or_else(ProgressBar::hidden, |bars| bars.add(new_bar(&name))),
             step: String::new(),
         });
         let (step, percent) = split_percent(&model.state);
@@ -55,7 +58,7 @@ impl Display {
         shown.bar.set_message(model.state.clone());
         if shown.step != step {
             shown.step = step;
-            let line = line(model);
+            let line = line(&name, model);
             if is_settled(&model.state) {
                 shown.bar.finish_and_clear();
             }
@@ -75,12 +78,12 @@ fn new_bar(id: &str) -> ProgressBar {
     bar
 }
 
-fn line(model: &ServedModel) -> String {
+fn line(name: &str, model: &ServedModel) -> String {
     if model.state != "ready" {
-        return format!("{}: {}", model.id, split_percent(&model.state).0);
+        return format!("{name}: {}", split_percent(&model.state).0);
     }
     let (slots, context, speed) = (model.slots, model.context_tokens, model.decode_tokens_per_s);
-    format!("{}: ready ({slots} answers of {context} tokens at once, {speed:.0} tok/s, {})", model.id, model.class)
+    format!("{name}: ready ({slots} answers of {context} tokens at once, {speed:.0} tok/s, {})", model.class)
 }
 
 /// `fetching 34% …`: the state without its number, and the number.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use opengrid_node::config::{EngineKind, EngineSettings, Mode, NetworkSettings, NodeConfig, Role, Serve};
+use opengrid_node::config::{EngineKind, EngineSettings, Mode, NetworkSettings, NodeConfig, Role, Serve, Wish};
 
 use crate::{
     commands::pull::fetch_config,
@@ -56,6 +56,7 @@ pub fn of(context: &Context, address: SocketAddr, engine_urls: Vec<String>) -> a
         engine: engine(&config.serve, engine_urls),
         cpu_percent: config.limits.cpu_percent,
         memory_percent: config.limits.memory_percent,
+        memory_bytes: crate::engine::memory_bytes(config),
         grace: context.grace,
     })
 }
@@ -74,7 +75,10 @@ fn serve(models: &ServeModels) -> Serve {
     match models {
         ServeModels::Auto => Serve::Auto,
         ServeModels::None => Serve::None,
-        ServeModels::These(ids) => Serve::Models(ids.clone()),
+        // The settings were checked: what is no wish is an id.
+        ServeModels::These(ids) => {
+            Serve::Models(ids.iter().map(|id| id.parse().unwrap_or_else(|_| Wish::from(id.as_str()))).collect())
+        }
     }
 }
 

@@ -1,0 +1,16 @@
+//! Sessions over several stages, at the nodes that hold them.
+//!
+//! Pure: [`flow`] (what a part takes, sends and keeps), `ring` (what it sent, by position), [`recovery`] (what is sent
+//! again after a fault). Shell: `part` (a part of a session between gateway, engine and neighbours), `hub` (the parts of
+//! this node and the channels to others).
+
+pub mod flow;
+pub mod hub;
+mod part;
+pub mod recovery;
+mod ring;
+
+pub use part::run;
+
+/// Carries sealed [`ToStage`](opengrid_protocol::pipeline::ToStage) messages; the part that sends opens it.
+pub const STAGE_PROTOCOL: &str = "/opengrid/stage/1";
