@@ -242,14 +242,16 @@ fn add_host(config: &Config, host: HostId) -> Result<Namespace, LabError> {
         "link set lo up\n\
          tuntap add {DEVICE} mode tun\n\
          addr add {address}/24 dev {DEVICE}\n\
-         link set {DEVICE} mtu {mtu} txqueuelen {DEVICE_QUEUE} up\n"
+         link set {DEVICE} mtu {mtu} txqueuelen {DEVICE_QUEUE}\n"
     );
     Ok(Namespace::add(namespace_name(&config.name, host), &lines)?)
 }
 
+/// Opens it and only then sets it up. A device that is up before it is open gets its queue when the kernel finds the
+/// time (`linkwatch`), and loses without a word what is sent until then.
 fn open_device(namespace: &Namespace) -> Result<SyncDevice, LabError> {
     let open = || {
-        let device = DeviceBuilder::new().name(DEVICE).inherit_enable_state().build_sync()?;
+        let device = DeviceBuilder::new().name(DEVICE).enable(true).build_sync()?;
         device.set_nonblocking(true)?;
         Ok(device)
     };
