@@ -4,6 +4,8 @@
 //! A session is a sequence of rows by position. What is fed may begin anywhere up to the end of what was fed before:
 //! from there on it takes the place of what was there (a draft that missed, a part that is sent again).
 
+use std::time::{Duration, Instant};
+
 use crate::batching::{Prompt, StepLimits, share_prefill};
 
 /// Steps in a row after which a stage that lags behind takes more sessions at once.
@@ -12,6 +14,7 @@ const CROWDED_STEPS: u32 = 6;
 /// The part of a model that a stage computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
+    pub is_first: bool,
     pub layers: usize,
     pub of: usize,
 }
@@ -47,6 +50,41 @@ pub enum FeedError {
     TooMany(usize),
 }
 
+/// How long sessions that wait for others have waited. Pure: the caller says when it is.
+#[derive(Debug, Default)]
+pub struct Gathering {
+    since: Option<Instant>,
+    last_step: Option<Instant>,
+    /// From step to step, as a mean.
+    lap: Duration,
+}
+
+/// A session that is late by so many laps went another way.
+const GATHER_LAPS: f32 = 1.5;
+const GATHER_MAX: Duration = Duration::from_millis(100);
+/// What comes from one step comes within this time.
+const GATHER_STEP: Duration = Duration::from_millis(3);
+/// Weight of the newest lap.
+const NEWEST: f32 = 0.125;
+
+impl Gathering {
+    /// What is left of the patience at this moment.
+    pub fn patience(&mut self, now: Instant, for_all: bool) -> Duration {
+        let since = *self.since.get_or_insert(now);
+        let whole = if for_all { self.lap.mul_f32(GATHER_LAPS).clamp(GATHER_STEP, GATHER_MAX) } else { GATHER_STEP };
+        whole.saturating_sub(now.saturating_duration_since(since))
+    }
+
+    /// A step begins.
+    pub fn stepped(&mut self, now: Instant) {
+        if let Some(before) = self.last_step.replace(now) {
+            let lap = now.saturating_duration_since(before).min(GATHER_MAX);
+            self.lap = self.lap.mul_f32(1.0 - NEWEST) + lap.mul_f32(NEWEST);
+        }
+        self.since = None;
+    }
+}
+
 #[derive(Debug)]
 struct Session {
     id: u64,
@@ -54,6 +92,12 @@ struct Session {
     waiting: usize,
     /// Rises with every session whose wait begins.
     order: u64,
+    /// Its other stages compute on the same cores.
+    gathers: bool,
+    /// Was in a step of those that gather, and has not come back yet.
+    due: bool,
+    /// Was in the last step and came back.
+    back: bool,
 }
 
 #[derive(Debug)]
@@ -74,9 +118,13 @@ impl Spans {
 
     /// Sessions that decode in one step. If each step took all that wait, sessions would gather and go round together: one
     /// stage would compute and the others wait for it. A stage takes its share of them, so that all compute at once; one that
-    /// is slower than the others, so that sessions pile up before it, takes more.
+    /// is slower than the others, so that sessions pile up before it, takes more. Where the stages share their cores only
+    /// one of them can compute at a time, and all sessions in one step cost the least: there they gather.
     fn sessions_at_once(&self) -> usize {
         let open = self.slots.iter().flatten().count();
+        if self.slots.iter().flatten().any(|session| session.gathers) {
+            return open;
+        }
         let share = (open * self.part.layers).div_ceil(self.part.of.max(1)).max(1);
         share << (self.crowded / CROWDED_STEPS).min(8)
     }
@@ -84,8 +132,39 @@ impl Spans {
     /// The lowest free slot, for a new session.
     pub fn open(&mut self, id: u64) -> Option<usize> {
         let slot = self.slots.iter().position(Option::is_none)?;
-        self.slots[slot] = Some(Session { id, computed: 0, waiting: 0, order: 0 });
+        self.slots[slot] =
+            Some(Session { id, computed: 0, waiting: 0, order: 0, gathers: false, due: false, back: false });
         Some(slot)
+    }
+
+    /// Whether the session's next steps wait for the others that gather.
+    pub fn gather(&mut self, id: u64, gathers: bool) {
+        let Some(slot) = self.slot(id) else { return };
+        if let Some(session) = self.slots[slot].as_mut() {
+            session.gathers = gathers;
+            session.due &= gathers;
+        }
+    }
+
+    /// All that waits to be computed are sessions that gather, and some of them are still on their way. The first stage
+    /// waits for all of them; were others to do so, stages would wait for each other. They keep together what
+    /// comes from one step.
+    pub fn gathering(&self) -> bool {
+        let sessions = || self.slots.iter().flatten();
+        let may_wait = |session: &Session| session.gathers && session.waiting <= DECODE_ROWS_MAX;
+        sessions().filter(|session| session.waiting > 0).all(may_wait)
+            && sessions().any(|session| session.due)
+            && (self.part.is_first || sessions().any(|session| session.back && session.waiting > 0))
+    }
+
+    /// Whether sessions of all steps are waited for, or only those of one.
+    pub fn gathers_all(&self) -> bool {
+        self.part.is_first
+    }
+
+    /// Those that have not come are not waited for, until they come again.
+    pub fn stop_gathering(&mut self) {
+        self.slots.iter_mut().flatten().for_each(|session| session.due = false);
     }
 
     pub fn close(&mut self, id: u64) -> Option<usize> {
@@ -123,6 +202,7 @@ impl Spans {
         let cut_to = (from < session.computed).then_some(from);
         let waiting_kept = from.saturating_sub(session.computed);
         session.computed = session.computed.min(from);
+        session.back |= std::mem::take(&mut session.due);
         if waiting_kept == 0 {
             self.clock += 1;
             session.order = self.clock;
@@ -170,10 +250,15 @@ impl Spans {
         let waiting = self.slots.iter().flatten().filter(|session| session.waiting > 0).count();
         let left = waiting.saturating_sub(chunks.len());
         self.crowded = if left >= self.sessions_at_once() { self.crowded + 1 } else { self.crowded.saturating_sub(1) };
+        for session in self.slots.iter_mut().flatten() {
+            session.back = false;
+            session.due &= self.part.is_first;
+        }
         for chunk in chunks {
             if let Some(session) = self.slots[chunk.slot].as_mut() {
                 session.computed += chunk.rows;
                 session.waiting -= chunk.rows;
+                session.due = session.gathers && session.waiting == 0 && chunk.rows <= DECODE_ROWS_MAX;
             }
         }
     }
@@ -188,11 +273,11 @@ mod tests {
 
     const LIMITS: StepLimits = StepLimits { batch: 64, prefill: 64, prefill_amid_decoding: 20 };
 
-    const WHOLE: Part = Part { layers: 4, of: 4 };
+    const WHOLE: Part = Part { is_first: true, layers: 4, of: 4 };
 
     #[test]
     fn sessions_do_not_go_round_together_unless_the_stage_is_the_slowest() {
-        let mut spans = Spans::new(8, 1_000, Part { layers: 10, of: 30 });
+        let mut spans = Spans::new(8, 1_000, Part { is_first: true, layers: 10, of: 30 });
         (1..9).for_each(|id| assert!(spans.open(id).is_some()));
         for id in 1..9 {
             spans.feed(id, 0, 1).unwrap();
@@ -217,6 +302,75 @@ mod tests {
             }
         }
         assert!(most >= 3);
+    }
+
+    #[test]
+    fn sessions_whose_stages_share_cores_wait_for_each_other() {
+        let mut spans = Spans::new(4, 1_000, Part { is_first: true, layers: 10, of: 30 });
+        for id in 1..4 {
+            spans.open(id).unwrap();
+            spans.gather(id, true);
+            spans.feed(id, 0, 1).unwrap();
+        }
+        assert!(!spans.gathering(), "nobody is due before the first step");
+        let step = |spans: &mut Spans| {
+            let chunks = spans.plan(LIMITS);
+            spans.computed(&chunks);
+            chunks.len()
+        };
+        assert_eq!(step(&mut spans), 3, "all that wait, whatever the stage's share");
+        spans.feed(1, 1, 1).unwrap();
+        spans.feed(2, 1, 1).unwrap();
+        assert!(spans.gathering());
+        spans.feed(3, 1, 1).unwrap();
+        assert!(!spans.gathering());
+        assert_eq!(step(&mut spans), 3);
+
+        spans.feed(1, 2, 1).unwrap();
+        spans.close(2);
+        spans.stop_gathering();
+        assert!(!spans.gathering(), "one has ended, the other is late");
+        assert_eq!(step(&mut spans), 1);
+        spans.feed(3, 2, 1).unwrap();
+        assert!(spans.gathering(), "late once, it waits for the others again");
+        spans.gather(1, false);
+        assert!(!spans.gathering(), "one stage moved to another machine");
+        spans.gather(1, true);
+        spans.feed(1, 3, 1).unwrap();
+        assert_eq!(step(&mut spans), 2);
+
+        spans.open(4).unwrap();
+        spans.feed(4, 0, 40).unwrap();
+        assert!(!spans.gathering(), "a prompt waits for nobody");
+    }
+
+    #[test]
+    fn later_stages_wait_only_for_what_comes_from_one_step() {
+        let mut spans = Spans::new(4, 1_000, Part { is_first: false, layers: 10, of: 30 });
+        let feed = |spans: &mut Spans, ids: std::ops::Range<u64>, from: usize| {
+            for id in ids {
+                spans.feed(id, from, 1).unwrap();
+            }
+        };
+        let step = |spans: &mut Spans| {
+            let chunks = spans.plan(LIMITS);
+            spans.computed(&chunks);
+            chunks.len()
+        };
+        for id in 1..5 {
+            spans.open(id).unwrap();
+            spans.gather(id, true);
+        }
+        feed(&mut spans, 1..3, 0);
+        assert_eq!(step(&mut spans), 2);
+        feed(&mut spans, 3..5, 0);
+        assert!(!spans.gathering(), "the two before may wait for these at the first stage");
+        assert_eq!(step(&mut spans), 2);
+        feed(&mut spans, 1..4, 1);
+        assert!(spans.gathering(), "4 was in a step with 3, which is here");
+        feed(&mut spans, 4..5, 1);
+        assert!(!spans.gathering());
+        assert_eq!(step(&mut spans), 4);
     }
 
     #[test]
@@ -275,7 +429,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_row_is_computed_once_in_order(feeds in prop::collection::vec((1_u64..4, 1_usize..60), 1..30)) {
-            let mut spans = Spans::new(3, 10_000, Part { layers: 1, of: 2 });
+            let mut spans = Spans::new(3, 10_000, Part { is_first: false, layers: 1, of: 2 });
             (1..4).for_each(|id| assert!(spans.open(id).is_some()));
             let (mut fed, mut computed) = ([0; 3], [0; 3]);
             let mut feeds = feeds.into_iter();

@@ -115,6 +115,7 @@ pub struct StageSession {
     /// Ends after [`StageEvent::Finished`] or [`StageEvent::Failed`].
     pub events: mpsc::Receiver<StageEvent>,
     pub(crate) feed: Box<dyn Fn(u32, Input) -> Result<(), EngineError> + Send + Sync>,
+    pub(crate) gather: Box<dyn Fn(bool) + Send + Sync>,
     /// Ends it on drop.
     pub(crate) _guard: CancelGuard,
 }
@@ -127,6 +128,12 @@ impl StageSession {
     /// The stage is gone, or takes no more.
     pub fn feed(&self, from: u32, input: Input) -> Result<(), EngineError> {
         (self.feed)(from, input)
+    }
+
+    /// Whether the session's other stages compute on the cores of this one: then its steps wait a moment for those of
+    /// other such sessions, and go with them.
+    pub fn gather(&self, gathers: bool) {
+        (self.gather)(gathers);
     }
 }
 

@@ -52,6 +52,14 @@ pub(crate) fn reach(address: &Multiaddr) -> Option<Reach> {
     }
 }
 
+pub(crate) fn ip(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
 fn ip_reach(ip: IpAddr) -> Option<Reach> {
     // Link-local IPv6 cannot be dialled without the name of an interface, which differs by machine.
     if ip.is_unspecified() || ip.is_multicast() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {

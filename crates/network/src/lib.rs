@@ -186,6 +186,20 @@ impl Network {
         timeout(patience, refusal::is_refused(socket)).await.unwrap_or(false)
     }
 
+    /// Whether a connected peer runs on this very machine, as far as addresses tell.
+    pub fn is_on_this_host(&self, node: NodeId) -> bool {
+        if node == self.shared.local {
+            return true;
+        }
+        let Some(ip) = address::peer_id(node).and_then(|peer| self.shared.peers.read().get(&peer)?.direct_ip()) else {
+            return false;
+        };
+        let own = || {
+            self.shared.addresses.read().iter().filter_map(|own| address::ip(&own.parse().ok()?)).any(|own| own == ip)
+        };
+        ip.is_loopback() || own()
+    }
+
     pub fn nat(&self) -> Nat {
         *self.shared.nat.read()
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -77,6 +77,13 @@ impl Peer {
         let connection = self.connections.iter().find(|connection| connection.id == best && !connection.relayed)?;
         let socket = address::udp_socket(&connection.remote)?;
         self.addresses.iter().any(|claimed| address::udp_socket(claimed) == Some(socket)).then_some(socket)
+    }
+
+    /// Where the best connection comes from, if it is direct.
+    pub fn direct_ip(&self) -> Option<IpAddr> {
+        let best = self.best_connection()?;
+        let connection = self.connections.iter().find(|connection| connection.id == best && !connection.relayed)?;
+        address::ip(&connection.remote)
     }
 
     fn info(&self) -> PeerInfo {

@@ -10,6 +10,7 @@ use std::{
 
 use common::{ECHO, Node, config, counter, model, round_trip, start, start_joined, until};
 use opengrid_network::{DialError, Network, NetworkEvent, OpenError, PeerAddress, StartError, Verdict};
+use opengrid_protocol::NodeId;
 use tokio::io::AsyncWriteExt;
 
 #[tokio::test]
@@ -22,6 +23,8 @@ async fn a_node_joins_by_address_and_streams_carry_bytes_both_ways() {
     let stream = second.network.open_stream(first.id(), ECHO).await.unwrap();
     assert!(!stream.relayed());
     assert_eq!(round_trip(stream, &bytes).await, bytes);
+    assert!(second.network.is_on_this_host(first.id()) && second.network.is_on_this_host(second.id()));
+    assert!(!second.network.is_on_this_host(NodeId([7; 32])), "nobody knows where that one is");
     until(Duration::from_secs(3), "both know each other's agent", || {
         let knows = |node: &Node| {
             node.network.peers().iter().any(|peer| {

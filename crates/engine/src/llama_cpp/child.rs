@@ -163,6 +163,7 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
         outputs: (self_test::COMPARED as u32 * 2).max(u32::from(fit.slots)),
         flash_attention: load.mode == Mode::Fast,
         rows_out: false,
+        is_stage: false,
     };
     let mut context = Context::new(model, options)?;
     let (measured, inexact) = measure(load, &mut context, usize::from(fit.slots), vocabulary_size)?;
@@ -268,6 +269,7 @@ impl Stepper<'_> {
             | ToEngine::Generate(_)
             | ToEngine::Embed(_)
             | ToEngine::Open { .. }
+            | ToEngine::Gather { .. }
             | ToEngine::Feed { .. } => Err(io::Error::other("a message out of turn")),
             ToEngine::Ping { nonce } => ipc::write(output, &FromEngine::Pong { nonce }),
             ToEngine::ProbeSandbox => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),

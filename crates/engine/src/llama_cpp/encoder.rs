@@ -172,7 +172,11 @@ impl<'m> Server<'m> {
             Incoming::Other(ToEngine::ProbeSandbox) => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),
             Incoming::Generate(..)
             | Incoming::Other(
-                ToEngine::Load(_) | ToEngine::Generate(_) | ToEngine::Open { .. } | ToEngine::Feed { .. },
+                ToEngine::Load(_)
+                | ToEngine::Generate(_)
+                | ToEngine::Open { .. }
+                | ToEngine::Gather { .. }
+                | ToEngine::Feed { .. },
             ) => Err(io::Error::other("a message out of turn")),
         }
     }

@@ -32,6 +32,8 @@ const LOG_BYTES_MAX: usize = 500;
 /// How long a pool's threads spin for the next step before they sleep, in units of 131,072 pauses of the processor:
 /// longer than from one token to the next, shorter than llama.cpp's 50, which burn a core for 0.1 s after each answer.
 const POLL: u32 = 10;
+/// A stage waits for others between its steps, perhaps on the same cores.
+const POLL_STAGE: u32 = 0;
 
 /// Warnings and errors go to stderr, the rest to nothing: stdout carries frames.
 unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _data: *mut c_void) {
@@ -326,6 +328,8 @@ pub struct ContextOptions {
     pub flash_attention: bool,
     /// Keeps the rows that come out of the last layer, for [`Context::rows_out`]; the head's logits mean nothing then.
     pub rows_out: bool,
+    /// Rows come from elsewhere, and the next ones not at once.
+    pub is_stage: bool,
 }
 
 /// One token of a step.
@@ -409,8 +413,11 @@ impl<'m> Context<'m> {
             rows_out: Vec::new(),
             model: PhantomData,
         };
-        context.pools =
-            pace::levels(options.threads.clamp(1, 512)).into_iter().map(Pool::new).collect::<Result<_, _>>()?;
+        let poll = if options.is_stage { POLL_STAGE } else { POLL };
+        context.pools = pace::levels(options.threads.clamp(1, 512))
+            .into_iter()
+            .map(|threads| Pool::new(threads, poll))
+            .collect::<Result<_, _>>()?;
         context.use_threads(0);
         Ok(context)
     }
@@ -582,12 +589,12 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(threads: u32) -> Result<Self, String> {
+    fn new(threads: u32, poll: u32) -> Result<Self, String> {
         let threads = i32::try_from(threads).unwrap_or(1);
         // SAFETY: a struct by value, then a pool of `threads` threads; null only when out of memory.
         let pool = unsafe {
             let mut params = sys::ggml_threadpool_params_default(threads);
-            params.poll = POLL;
+            params.poll = poll;
             params.paused = threads > 1;
             sys::ggml_threadpool_new(&raw mut params)
         };

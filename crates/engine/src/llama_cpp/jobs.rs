@@ -194,10 +194,11 @@ impl Jobs {
         state.outbox.push_back((Some(id), ipc::frame(&opening)));
         drop(state);
         self.outgoing.notify_one();
-        let (feeding, closing) = (self.clone(), self.clone());
+        let (feeding, gathering, closing) = (self.clone(), self.clone(), self.clone());
         Ok(StageSession {
             events,
             feed: Box::new(move |from, input| feeding.feed(id, from, input)),
+            gather: Box::new(move |gathers| gathering.gather(id, gathers)),
             _guard: CancelGuard::new(move || closing.cancel(id)),
         })
     }
@@ -214,6 +215,16 @@ impl Jobs {
         drop(state);
         self.outgoing.notify_one();
         Ok(())
+    }
+
+    fn gather(&self, id: u64, gathers: bool) {
+        let mut state = self.state.lock();
+        if !state.stages.contains_key(&id) || state.outbox.len() >= FEEDS_MAX {
+            return;
+        }
+        state.outbox.push_back((None, ipc::frame(&ToEngine::Gather { id, gathers })));
+        drop(state);
+        self.outgoing.notify_one();
     }
 
     fn cancel(&self, id: u64) {

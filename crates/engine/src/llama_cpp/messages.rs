@@ -33,6 +33,11 @@ pub enum ToEngine {
         from: u32,
         input: Input,
     },
+    /// To a stage: whether a session's steps wait for those of others.
+    Gather {
+        id: u64,
+        gathers: bool,
+    },
     Cancel {
         id: u64,
     },

@@ -26,6 +26,7 @@ fn context(model: &Model, rows_out: bool) -> Context<'_> {
         outputs: BATCH,
         flash_attention: false,
         rows_out,
+        is_stage: true,
     };
     Context::new(model, options).unwrap()
 }

@@ -2,8 +2,8 @@
 
 use std::{
     fs::File,
-    io,
-    sync::mpsc::{Receiver, TryRecvError},
+    io::{self, Write},
+    sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     time::Instant,
 };
 
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     drafts::{self, DRAFTS_MAX, Drafting},
     ipc, sandbox,
-    spans::{Chunk, Part, Spans},
+    spans::{Chunk, Gathering, Part, Spans},
     stage::{Input, StageSlice},
 };
 
@@ -41,7 +41,7 @@ pub fn prepare<'m>(
     sandbox: String,
 ) -> Result<(Server<'m>, Ready), String> {
     let (is_first, is_last) = (slice.is_first(), slice.is_last());
-    let part = Part { layers: slice.layers.count() as usize, of: slice.layer_count as usize };
+    let part = Part { is_first, layers: slice.layers.count() as usize, of: slice.layer_count as usize };
     let table = match (&slice.table, table) {
         (Some(table), Some(file)) if is_first => {
             let file = file.map_err(|error| format!("{}: {error}", table.path.display()))?;
@@ -67,6 +67,7 @@ pub fn prepare<'m>(
         outputs: load.batch_tokens,
         flash_attention: load.mode == Mode::Fast,
         rows_out: !is_last,
+        is_stage: true,
     };
     let mut probe = Probe { context: Context::new(model, options)?, width: width as usize };
     let (measured, inexact) = child::measure(load, &mut probe, usize::from(fit.slots), u32::MAX)?;
@@ -83,6 +84,7 @@ pub fn prepare<'m>(
         context_tokens: fit.context_tokens as usize,
         speeds: measured.speeds(),
         speeds_told: Instant::now(),
+        gathering: Gathering::default(),
         waiting: (0..fit.slots).map(|_| Vec::new()).collect(),
         heads: (0..fit.slots).map(|_| None).collect(),
         events: Vec::new(),
@@ -162,6 +164,7 @@ type Waiting = Vec<f32>;
 
 pub struct Server<'m> {
     spans: Spans,
+    gathering: Gathering,
     context: Context<'m>,
     pace: Pace,
     table: Option<TokenTable>,
@@ -210,12 +213,29 @@ impl Server<'_> {
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
-            self.step().map_err(io::Error::other)?;
-            for event in std::mem::take(&mut self.events) {
-                // One frame each: a frame is bounded.
-                ipc::write(output, &FromEngine::Events(vec![event]))?;
+            if !self.spans.idle() && self.spans.gathering() && self.gather(inbox, output)? {
+                continue;
             }
+            self.step().map_err(io::Error::other)?;
+            // One frame for each event, since a frame is bounded; one write for all of them.
+            let frames: Vec<Bytes> =
+                self.events.drain(..).map(|event| ipc::frame(&FromEngine::Events(vec![event]))).collect();
+            output.write_all(&frames.concat())?;
             self.tell_speeds(output)?;
+        }
+    }
+
+    /// Waits for one of the sessions that are due. False where that takes too long: the step goes without them.
+    fn gather(&mut self, inbox: &Receiver<Incoming>, output: &mut File) -> io::Result<bool> {
+        let patience = self.gathering.patience(Instant::now(), self.spans.gathers_all());
+        match inbox.recv_timeout(patience) {
+            Ok(message) => self.handle(message, output).map(|()| true),
+            Err(RecvTimeoutError::Timeout) => {
+                self.spans.stop_gathering();
+                Ok(false)
+            }
+            // The loop sees it.
+            Err(RecvTimeoutError::Disconnected) => Ok(true),
         }
     }
 
@@ -239,6 +259,7 @@ impl Server<'_> {
             },
             Incoming::Other(ToEngine::Open { id }) if !self.is_last => self.open(id),
             Incoming::Other(ToEngine::Feed { id, from, input }) => self.feed(id, from as usize, input)?,
+            Incoming::Other(ToEngine::Gather { id, gathers }) => self.spans.gather(id, gathers),
             Incoming::Other(ToEngine::Cancel { id }) => self.close(id),
             Incoming::Other(ToEngine::Ping { nonce }) => return ipc::write(output, &FromEngine::Pong { nonce }),
             Incoming::Other(ToEngine::ProbeSandbox) => {
@@ -325,6 +346,7 @@ impl Server<'_> {
         if chunks.is_empty() {
             return Ok(());
         }
+        self.gathering.stepped(started);
         self.rows.clear();
         let mut spans = Vec::with_capacity(chunks.len());
         for chunk in &chunks {

@@ -14,7 +14,7 @@ use opengrid_privacy::sealing::KeyRing;
 use opengrid_protocol::{
     NodeId,
     limits::CHANNEL_IDLE_MS,
-    pipeline::{PartId, ToStage},
+    pipeline::{PartId, Route, ToStage},
 };
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::timeout};
@@ -169,6 +169,12 @@ impl Hub {
             sender
         };
         channels.entry(node).or_insert_with(open).clone()
+    }
+
+    /// Whether both neighbours of a part run on this machine: then their stages compute on the same cores as this one.
+    pub fn shares_cores(&self, route: &Route) -> bool {
+        let is_here = |node| self.network.is_on_this_host(node);
+        is_here(route.previous) && is_here(route.next.node)
     }
 
     /// Opens channels ahead of their use.

@@ -110,6 +110,7 @@ impl Part {
         let request = opening.head.map(|head| generate_request(client, *head));
         let engine = stage.open(request).map_err(refusal)?;
         let row_bytes = capabilities.width as usize * size_of::<f32>();
+        engine.gather(hub.shares_cores(&opening.route));
         let next = hub.channel(opening.route.next.node);
         let flow = Flow::new(kind, opening.route, opening.positions_max, row_bytes, registered.ring_bytes);
         Ok(Self {
@@ -201,6 +202,7 @@ impl Part {
                 if !self.flow.rewire(route) {
                     return Err(nonsense());
                 }
+                self.engine.gather(self.hub.shares_cores(self.flow.route()));
                 self.next = self.hub.channel(self.flow.route().next.node);
                 (self.rewired, self.used_next) = (true, false);
                 (self.early, self.feed) = (None, None);

@@ -60,7 +60,10 @@ impl<'m> Encoder<'m> {
             buffers: BatchBuffers::default(),
             model: PhantomData,
         };
-        encoder.pools = pace::levels(threads).into_iter().map(Pool::new).collect::<Result<_, _>>()?;
+        encoder.pools = pace::levels(threads)
+            .into_iter()
+            .map(|threads| Pool::new(threads, super::POLL))
+            .collect::<Result<_, _>>()?;
         encoder.use_threads(0);
         // SAFETY: reads a field of a live context.
         let pooling = unsafe { sys::llama_pooling_type(encoder.ptr()) };
