@@ -162,6 +162,12 @@ impl Spans {
         self.part.is_first
     }
 
+    /// Whether the session shares all cores with others: then each row costs time, and a guess more than it may bring.
+    pub fn is_crowded(&self, id: u64) -> bool {
+        let gathering = || self.slots.iter().flatten().filter(|session| session.gathers);
+        gathering().any(|session| session.id == id) && gathering().count() > 1
+    }
+
     /// Those that have not come are not waited for, until they come again.
     pub fn stop_gathering(&mut self) {
         self.slots.iter_mut().flatten().for_each(|session| session.due = false);
@@ -313,6 +319,7 @@ mod tests {
             spans.feed(id, 0, 1).unwrap();
         }
         assert!(!spans.gathering(), "nobody is due before the first step");
+        assert!(spans.is_crowded(1) && !spans.is_crowded(4));
         let step = |spans: &mut Spans| {
             let chunks = spans.plan(LIMITS);
             spans.computed(&chunks);

@@ -398,7 +398,8 @@ impl Server<'_> {
                 let feed = if drawn.end.is_some() {
                     Vec::new()
                 } else {
-                    head.next_feed(DRAFTS_MAX.min(rows_max(self.width) - 1))
+                    let is_crowded = self.spans.is_crowded(id);
+                    head.next_feed(if is_crowded { 0 } else { DRAFTS_MAX.min(rows_max(self.width) - 1) })
                 };
                 self.emit(id, Progress::Drawn { tokens: drawn.tokens, from, feed });
             }
