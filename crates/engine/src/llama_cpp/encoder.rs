@@ -68,6 +68,7 @@ pub fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(En
         row_width: width,
         weight_bytes,
         kv_bytes: 0,
+        cells: None,
         sandbox,
     };
     Ok((encoder, ready))
@@ -172,7 +173,12 @@ impl<'m> Server<'m> {
             Incoming::Other(ToEngine::ProbeSandbox) => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),
             Incoming::Generate(..)
             | Incoming::Other(
-                ToEngine::Load(_) | ToEngine::Generate(_) | ToEngine::Open { .. } | ToEngine::Feed { .. },
+                ToEngine::Load(_)
+                | ToEngine::Generate(_)
+                | ToEngine::Open { .. }
+                | ToEngine::Feed { .. }
+                | ToEngine::Export { .. }
+                | ToEngine::Import { .. },
             ) => Err(io::Error::other("a message out of turn")),
         }
     }

@@ -20,6 +20,7 @@ use super::{
     pace::Pace,
     self_test::Subject,
     speeds::Speeds,
+    stage_cells::Moves,
 };
 use crate::{
     drafts::{self, DRAFTS_MAX, Drafting},
@@ -70,10 +71,18 @@ pub fn prepare<'m>(
     };
     let mut probe = Probe { context: Context::new(model, options)?, width: width as usize };
     let (measured, inexact) = child::measure(load, &mut probe, usize::from(fit.slots), u32::MAX)?;
-    let context = probe.context;
+    let mut context = probe.context;
+    let layout = match context.learn_layout() {
+        Ok(layout) => Some(layout),
+        Err(why) => {
+            eprintln!("caches of sessions cannot be moved: {why}");
+            None
+        }
+    };
     let mut server = Server {
         spans: Spans::new(usize::from(fit.slots), fit.context_tokens as usize, part),
         pace: Pace::new(if load.gpu_layers > 0 { 1 } else { context.levels() }),
+        moves: Moves::new(layout, usize::from(fit.slots)),
         context,
         table,
         is_last,
@@ -103,6 +112,7 @@ pub fn prepare<'m>(
         row_width: width,
         weight_bytes: slice.weight_bytes,
         kv_bytes: fit.kv_bytes,
+        cells: server.moves.layout.clone(),
         sandbox,
     };
     Ok((server, ready))
@@ -161,15 +171,16 @@ fn known_row(token: Token, width: usize) -> impl Iterator<Item = f32> {
 type Waiting = Vec<f32>;
 
 pub struct Server<'m> {
-    spans: Spans,
-    context: Context<'m>,
+    pub(super) spans: Spans,
+    pub(super) context: Context<'m>,
+    pub(super) moves: Moves,
     pace: Pace,
     table: Option<TokenTable>,
     is_last: bool,
     width: usize,
     batch_max: usize,
     prefill_max: usize,
-    context_tokens: usize,
+    pub(super) context_tokens: usize,
     speeds: Speeds,
     speeds_told: Instant,
     /// By slot.
@@ -199,7 +210,7 @@ impl Server<'_> {
     /// When the parent's stream is broken or llama.cpp fails during a step.
     pub fn serve(mut self, inbox: &Receiver<Incoming>, output: &mut File) -> io::Result<()> {
         loop {
-            if self.spans.idle() {
+            if self.spans.idle() && self.moves.idle() {
                 let Ok(message) = inbox.recv() else { return Ok(()) };
                 self.handle(message, output)?;
             }
@@ -211,6 +222,8 @@ impl Server<'_> {
                 }
             }
             self.step().map_err(io::Error::other)?;
+            let pieces = self.moves.pieces().into_iter();
+            self.events.extend(pieces.map(|(id, progress)| JobEvent { id, progress }));
             for event in std::mem::take(&mut self.events) {
                 // One frame each: a frame is bounded.
                 ipc::write(output, &FromEngine::Events(vec![event]))?;
@@ -227,7 +240,7 @@ impl Server<'_> {
         ipc::write(output, &FromEngine::Speeds(self.speeds))
     }
 
-    fn emit(&mut self, id: u64, progress: Progress) {
+    pub(super) fn emit(&mut self, id: u64, progress: Progress) {
         self.events.push(JobEvent { id, progress });
     }
 
@@ -239,6 +252,10 @@ impl Server<'_> {
             },
             Incoming::Other(ToEngine::Open { id }) if !self.is_last => self.open(id),
             Incoming::Other(ToEngine::Feed { id, from, input }) => self.feed(id, from as usize, input)?,
+            Incoming::Other(ToEngine::Export { id, until, tag }) => {
+                self.export(id, until as usize, tag).map_err(io::Error::other)?;
+            }
+            Incoming::Other(ToEngine::Import { id, cells, last }) => self.import(id, &cells, last),
             Incoming::Other(ToEngine::Cancel { id }) => self.close(id),
             Incoming::Other(ToEngine::Ping { nonce }) => return ipc::write(output, &FromEngine::Pong { nonce }),
             Incoming::Other(ToEngine::ProbeSandbox) => {
@@ -283,6 +300,7 @@ impl Server<'_> {
 
     fn close(&mut self, id: u64) {
         if let Some(slot) = self.spans.close(id) {
+            self.moves.forget(id, slot);
             self.waiting[slot].clear();
             self.heads[slot] = None;
         }
@@ -300,6 +318,7 @@ impl Server<'_> {
         let count = rows.len() / self.width;
         match self.spans.feed(id, from, count) {
             Ok(fed) => {
+                self.moves.goes_without(fed.slot);
                 if let Some(keep) = fed.cut_to
                     && !self.context.truncate(fed.slot, keep)
                 {
