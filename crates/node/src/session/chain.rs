@@ -95,6 +95,28 @@ pub(super) struct Run {
     pub handover: Handover,
 }
 
+impl Run {
+    /// Of an answer of which so many tokens are known.
+    pub fn new(known: u32) -> Self {
+        Self {
+            epoch: 0,
+            parts: Vec::new(),
+            avoid: HashMap::new(),
+            true_until: known,
+            running: false,
+            flows: false,
+            fruitless: 0,
+            probing: false,
+            laps: Vec::new(),
+            last_token: Instant::now(),
+            turn: 0,
+            orphan_since: None,
+            spares: Spares::default(),
+            handover: Handover::default(),
+        }
+    }
+}
+
 /// What to do after a message, or its absence.
 pub(super) enum Next {
     Wait,
@@ -108,22 +130,7 @@ pub(super) enum Next {
 impl AnswerTask {
     /// Runs the answer over a chain until it ends, or no chain can be had any more.
     pub(super) async fn attempt_chain(&mut self, progress: &mut Progress) -> Attempt {
-        let mut run = Run {
-            epoch: 0,
-            parts: Vec::new(),
-            avoid: HashMap::new(),
-            true_until: progress.tokens.len() as u32,
-            running: false,
-            flows: false,
-            fruitless: 0,
-            probing: false,
-            laps: Vec::new(),
-            last_token: Instant::now(),
-            turn: 0,
-            orphan_since: None,
-            spares: Spares::default(),
-            handover: Handover::default(),
-        };
+        let mut run = Run::new(progress.tokens.len() as u32);
         let listed = self.placement.running.begin(self.session, &self.job.model);
         let mut busy = true;
         let (mut lost, mut leaves) = (Vec::new(), None);

@@ -210,3 +210,95 @@ impl AnswerTask {
 fn is_alike(one: &ChainStage, other: &ChainStage) -> bool {
     (one.layers, one.class) == (other.layers, other.class)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use opengrid_protocol::{Layers, ModelRoot, SessionId, beacon::Class, pipeline::OpenPart, pipeline::Route};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::session::link::Link;
+
+    const AVOID: Duration = Duration::from_secs(10);
+
+    async fn part(number: u8) -> Part {
+        let (link, _outgoing, _routes) = Link::new(CancellationToken::new());
+        let (node, id, layers) = (NodeId([number; 32]), PartId([number; 16]), Layers::new(0, 10).unwrap());
+        let opening = OpenPart {
+            session: SessionId(number.into()),
+            part: id,
+            model: ModelRoot([0; 32]),
+            layers,
+            route: Route { epoch: 1, previous: node, next: Hop { node, part: id } },
+            positions_max: 100,
+            head: None,
+        };
+        let stage = ChainStage { node, layers, class: Class::Approximate, visit_us: 1, prefill_us: 1 };
+        let session = link.open_part(opening).await.unwrap();
+        Part { stage, id, session, state: None, is_new: false, accepted: true, awaits_cells: false }
+    }
+
+    /// Part 1 of the parts 1 and 2 leaves, and part 3 takes its place.
+    async fn under_way() -> Run {
+        let mut run = Run::new(50);
+        run.parts = vec![part(1).await, part(2).await];
+        run.handover.plan(PartId([1; 16]));
+        run.leave(PartId([1; 16]), AVOID);
+        let heir = Part { is_new: true, awaits_cells: true, ..part(3).await };
+        run.handover.under_way.as_mut().unwrap().heir = Some(heir.id);
+        run.parts.push(heir);
+        run
+    }
+
+    fn ids(run: &Run) -> Vec<u8> {
+        run.parts.iter().map(|part| part.id.0[0]).collect()
+    }
+
+    #[tokio::test]
+    async fn a_part_that_leaves_is_out_of_the_chain_and_comes_back_when_it_breaks() {
+        let mut run = under_way().await;
+        assert_eq!(ids(&run), [2, 3]);
+        assert!(run.handover.is_under_way() && run.avoid.len() == 1);
+        run.stays_after_all();
+        assert_eq!(ids(&run), [2, 1]);
+        assert!(!run.handover.is_under_way() && run.avoid.is_empty());
+        let due = run.handover.due(true).unwrap();
+        assert!(due > Instant::now(), "it is tried again, a little later");
+        assert_eq!(run.handover.due(false), None, "once the chain runs");
+    }
+
+    #[tokio::test]
+    async fn without_its_cache_the_chain_goes_on_as_after_a_loss() {
+        let session = SessionId(1);
+        let complaint = Complaint::CannotHandOver;
+        let words = [
+            None,
+            Some(ToGateway::Refused { session, why: opengrid_protocol::session::Refusal::EngineFailed }),
+            Some(ToGateway::Complains { session, epoch: 2, complaint }),
+        ];
+        for word in words {
+            let mut run = under_way().await;
+            run.leaving_said(Some(&ToGateway::Leaves { session }));
+            assert!(run.handover.is_under_way());
+            run.leaving_said(word.as_ref());
+            assert!(!run.handover.is_under_way());
+            assert_eq!(run.parts[1].state, Some(Part::NOTHING));
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_leaves_again_and_again_moves_the_answer_no_more() {
+        let mut run = under_way().await;
+        for _ in 0..100 {
+            run.stays_after_all();
+            run.handover.plan(PartId([1; 16]));
+            assert!(run.handover.planned.len() <= 1);
+            if run.handover.planned.pop().is_none() {
+                break;
+            }
+            run.leave(PartId([1; 16]), AVOID);
+        }
+        assert_eq!(run.handover.tries, TRIES_MAX);
+    }
+}
