@@ -5,6 +5,7 @@
 //! and a few seeds in `corpus/NAME/`; `tests/replay.rs` fails if the parts do not match.
 
 mod catalogue;
+mod cells;
 mod frames;
 mod gguf;
 mod grammars;
@@ -16,6 +17,7 @@ mod sealed;
 mod sessions;
 
 pub use catalogue::catalogue;
+pub use cells::cells;
 pub use frames::frames;
 pub use gguf::gguf;
 pub use grammars::grammars;
@@ -40,4 +42,5 @@ pub const TARGETS: &[Target] = &[
     ("safetensors", safetensors),
     ("grammars", grammars),
     ("catalogue", catalogue),
+    ("cells", cells),
 ];

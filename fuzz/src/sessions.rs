@@ -2,7 +2,7 @@ use opengrid_protocol::{
     codec,
     content::{ContentRequest, ContentResponse},
     limits::{EMBED_TEXTS_MAX, FRAME_BYTES_MAX, LOGIT_BIAS_MAX, POSITIONS_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX},
-    pipeline::{Order, ToStage},
+    pipeline::{Carried, Order, ToStage},
     session::{ToGateway, ToWorker},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -41,6 +41,9 @@ pub fn session_messages(data: &[u8]) {
         4 => {
             if let Some(message) = decode::<ToStage>(bytes).filter(|message| message.check().is_ok()) {
                 assert!(message.from <= POSITIONS_MAX);
+                if let Carried::Cells(cells) = &message.carried {
+                    assert!(message.from < cells.of && cells.of <= POSITIONS_MAX && !cells.cells.is_empty());
+                }
             }
         }
         _ => drop(decode::<ContentResponse>(bytes)),

@@ -167,6 +167,124 @@ def test_a_stage_that_is_stopped_ends_what_it_has(pairs):
     pipelines.wait_for_stages(gateway, len(nodes))
 
 
+LONG = "The lighthouse keeper counts ships, clouds and gulls, and writes all of them down in the log. " * 20
+LONG_TOKENS = 400
+
+
+def long_answer(gateway, on_chunk=None):
+    """Several hundred tokens of context."""
+    prompt = [{"role": "user", "content": f"{LONG}Go on with this story."}]
+    return pipelines.ask(gateway, "", tokens=LONG_TOKENS, on_chunk=on_chunk, temperature=0, messages=prompt)
+
+
+def counted(nodes, name):
+    return sum(node.metrics()[f"opengrid_node_{name}_total"] for node in nodes)
+
+
+class Leaving:
+    """Sends SIGTERM to the stage of these layers in mid-answer, and notes when its process is gone, and how."""
+
+    def __init__(self, nodes, cut, then=lambda node: None):
+        self.nodes, self.cut, self.then = nodes, cut, then
+        self.node, self.at, self.gone_at, self.code = None, None, None, None
+        self.done = threading.Event()
+
+    def __call__(self, answer):
+        if self.node is None and len(answer.chunks) >= 20:
+            self.node = next(node for node in pipelines.busy(self.nodes) if node.name.split("-")[1] == self.cut)
+            self.node.signal(signal.SIGTERM)
+            self.at = time.perf_counter()
+            self.thread = threading.Thread(target=self.watch)
+            self.thread.start()
+
+    def watch(self):
+        self.then(self.node)
+        self.code = self.node.process.wait(timeout=40)
+        self.gone_at = time.perf_counter()
+        # What it started dies with the thread.
+        self.done.wait()
+
+    def wait(self):
+        wait_until("the stage is gone", lambda: self.gone_at, 60)
+
+    def come_back(self, gateway, others=()):
+        self.wait()
+        self.done.set()
+        self.thread.join()
+        back = {self.node, *others}
+        for node in back:
+            if node.process.poll() is None:
+                node.kill()
+            node.restart()
+        for node in back:
+            wait_until(f"{node.name} is ready", node.serves, 60)
+        pipelines.wait_for_stages(gateway, len(self.nodes))
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=["first", "middle", "last"])
+def test_a_stage_that_leaves_hands_its_cache_over(pairs, cut):
+    gateway, nodes = pairs
+    undisturbed = long_answer(gateway)
+    leaving = Leaving(nodes, cut)
+    # The counters of the one that leaves go with it: it takes nothing over.
+    before, again = {node: counted([node], "handovers") for node in nodes}, counted([gateway], "rows_again")
+    answer = long_answer(gateway, leaving)
+    leaving.wait()
+    stayed = [node for node in nodes if node is not leaving.node]
+    taken = counted(stayed, "handovers") - sum(before[node] for node in stayed)
+    again = counted([gateway], "rows_again") - again
+    context = answer.usage["prompt_tokens"]
+    gone_s, rest_s = leaving.gone_at - leaving.at, answer.chunks[-1].at - leaving.at
+    print(f"{cut}: {context} tokens and more, stall {answer.longest_gap_s(leaving.at):.2f} s, {again:.0f} rows again, "
+          f"gone after {gone_s:.2f} s, the answer took {rest_s:.2f} s more")
+    assert answer.complete and answer.text == undisturbed.text, answer.error
+    assert leaving.code == 0 and leaving.gone_at < answer.chunks[-1].at, "it waited for the answer's end"
+    assert taken == 1 and counted(stayed, "handovers_failed") == 0
+    # A lap and its guesses at each stage at most; its context alone would be hundreds.
+    assert context > 300 and again <= 3 * 17
+    leaving.come_back(gateway)
+
+
+@pytest.mark.parametrize("after_s", [0.1, 0.32, 0.36, 0.5])
+@pytest.mark.parametrize("dies", ["old", "new"])
+def test_a_hand_over_that_breaks_costs_a_pause(pairs, dies, after_s):
+    """One of the two dies before, amid or after it."""
+    gateway, nodes = pairs
+    undisturbed = long_answer(gateway)
+    dead = []
+
+    def die(node):
+        time.sleep(after_s)
+        cut = node.name.split("-")[1]
+        new = next(other for other in nodes if other is not node and other.name.split("-")[1] == cut)
+        dead.append(node if dies == "old" else new)
+        dead[0].signal(signal.SIGKILL)
+        dead[0].process.wait(timeout=10)
+        if dies == "new":
+            # It may have been the only one with these layers.
+            dead[0].start(wait=False)
+
+    leaving = Leaving(nodes, CUTS[1], die)
+    answer = long_answer(gateway, leaving)
+    assert answer.complete and answer.text == undisturbed.text, answer.error
+    assert not any(count for name, count in gateway.metrics().items() if "peer_faults" in name), "an honest peer was blamed"
+    leaving.come_back(gateway, dead)
+
+
+def test_a_stage_that_nobody_can_replace_ends_what_it_has(expected):
+    with Grid() as grid:
+        gateway = grid.add("gateway")
+        nodes = pipelines.add_stages(grid, gateway)
+        subject, text = next(iter(expected["greedy"].items()))
+        leaving = Leaving(nodes, CUTS[1])
+        answer = pipelines.greedy(gateway, subject, leaving)
+        leaving.wait()
+        assert answer.complete and answer.text == text, answer.error
+        assert leaving.code == 0 and leaving.gone_at >= answer.chunks[-1].at
+        assert counted([node for node in nodes if node is not leaving.node], "handovers") == 0
+        leaving.done.set()
+
+
 def test_churn(pairs, expected):
     """Stages die and come back all the time: no request fails, every text is right, the gateway does not grow.
     OPENGRID_TEST_STAGE_CHURN_S=3600 makes it the hour of the acceptance."""

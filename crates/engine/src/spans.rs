@@ -187,6 +187,24 @@ impl Spans {
         self.slots.get(slot)?.as_ref().map(|session| session.id)
     }
 
+    /// Rows of a slot that were computed.
+    pub fn computed_rows(&self, slot: usize) -> usize {
+        self.slots.get(slot).and_then(Option::as_ref).map_or(0, |session| session.computed)
+    }
+
+    /// Nothing was fed to the session in this slot yet.
+    pub fn is_fresh(&self, slot: usize) -> bool {
+        let session = self.slots.get(slot).and_then(Option::as_ref);
+        session.is_some_and(|session| session.computed + session.waiting == 0)
+    }
+
+    /// The session in this slot got cells for so many rows; it was fresh.
+    pub fn filled(&mut self, slot: usize, rows: usize) {
+        if let Some(session) = self.slots.get_mut(slot).and_then(Option::as_mut) {
+            session.computed = rows;
+        }
+    }
+
     /// Nothing waits to be computed.
     pub fn idle(&self) -> bool {
         self.slots.iter().flatten().all(|session| session.waiting == 0)
@@ -397,6 +415,19 @@ mod tests {
         assert_eq!(spans.close(7), Some(0));
         assert!(spans.idle());
         assert_eq!(spans.open(10), Some(0));
+    }
+
+    #[test]
+    fn a_session_goes_on_behind_the_cells_that_it_got() {
+        let mut spans = Spans::new(1, 100, WHOLE);
+        spans.open(7).unwrap();
+        assert!(spans.is_fresh(0));
+        spans.filled(0, 40);
+        assert!(!spans.is_fresh(0) && spans.idle());
+        assert_eq!(spans.feed(7, 41, 1), Err(FeedError::Gap { from: 41, end: 40 }));
+        assert_eq!(spans.feed(7, 38, 3), Ok(Fed { slot: 0, waiting_kept: 0, cut_to: Some(38) }));
+        assert_eq!(spans.plan(LIMITS), [Chunk { slot: 0, from: 38, rows: 3 }]);
+        assert_eq!(spans.computed_rows(0), 38);
     }
 
     #[test]

@@ -70,6 +70,12 @@ pub trait Stage: Send + Sync {
     /// [`EngineError::Invalid`] says what is wrong: whoever sent it is at fault.
     fn check(&self, input: &Input) -> Result<(), EngineError>;
 
+    /// How many cells these are, which another stage of the same layers gave.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`]: another layout, parts of cells, numbers that are not finite.
+    fn check_cells(&self, layout: &[u8; 16], cells: &[u8]) -> Result<u32, EngineError>;
+
     /// Begins a session. The last stage needs to know what it draws: `head` holds all tokens so far.
     ///
     /// # Errors
@@ -97,8 +103,18 @@ pub struct StageCapabilities {
     pub decode_tokens_per_s: f32,
     pub prefill_tokens_per_s: f32,
     pub memory_bytes: u64,
+    /// What a session's cache is made of, where it can be moved to another stage.
+    pub cells: Option<Cells>,
     /// For people.
     pub description: String,
+}
+
+/// What all layers of a stage keep of one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cells {
+    pub bytes: u32,
+    /// Equal layouts, equal cells.
+    pub layout: [u8; 16],
 }
 
 /// What a session computes.
@@ -110,12 +126,19 @@ pub enum Input {
     Rows(Bytes),
 }
 
+/// What a session's child is told.
+pub(crate) enum ToStageChild {
+    Feed { from: u32, input: Input },
+    Gather(bool),
+    Export { until: u32, tag: u32 },
+    Import { cells: Bytes, last: bool },
+}
+
 /// A running session. Drop it to end it.
 pub struct StageSession {
     /// Ends after [`StageEvent::Finished`] or [`StageEvent::Failed`].
     pub events: mpsc::Receiver<StageEvent>,
-    pub(crate) feed: Box<dyn Fn(u32, Input) -> Result<(), EngineError> + Send + Sync>,
-    pub(crate) gather: Box<dyn Fn(bool) + Send + Sync>,
+    pub(crate) send: Box<dyn Fn(ToStageChild) -> Result<(), EngineError> + Send + Sync>,
     /// Ends it on drop.
     pub(crate) _guard: CancelGuard,
 }
@@ -127,13 +150,34 @@ impl StageSession {
     /// # Errors
     /// The stage is gone, or takes no more.
     pub fn feed(&self, from: u32, input: Input) -> Result<(), EngineError> {
-        (self.feed)(from, input)
+        (self.send)(ToStageChild::Feed { from, input })
+    }
+
+    /// Asks for the first `until` cells of the session's cache, or as many as there are: they come as
+    /// [`StageEvent::Cells`] with this `tag`.
+    ///
+    /// # Errors
+    /// The stage is gone, or takes no more.
+    pub fn export(&self, until: u32, tag: u32) -> Result<(), EngineError> {
+        (self.send)(ToStageChild::Export { until, tag })
+    }
+
+    /// Gives a session that was fed nothing cells of another stage's; they continue those that were given before. The
+    /// caller has them checked by [`Stage::check_cells`] before.
+    ///
+    /// # Errors
+    /// The stage is gone, or takes no more.
+    pub fn import(&self, cells: Bytes, last: bool) -> Result<(), EngineError> {
+        (self.send)(ToStageChild::Import { cells, last })
     }
 
     /// Whether the session's other stages compute on the cores of this one: then its steps wait a moment for those of
     /// other such sessions, and go with them.
-    pub fn gather(&self, gathers: bool) {
-        (self.gather)(gathers);
+    ///
+    /// # Errors
+    /// The stage is gone, or takes no more.
+    pub fn gather(&self, gathers: bool) -> Result<(), EngineError> {
+        (self.send)(ToStageChild::Gather(gathers))
     }
 }
 
@@ -150,6 +194,17 @@ pub enum StageEvent {
         from: u32,
         feed: Vec<Token>,
     },
+    /// Cells of the session from position `from` on, of `of` that come: what [`StageSession::export`] asked for.
+    Cells {
+        tag: u32,
+        from: u32,
+        of: u32,
+        cells: Bytes,
+    },
+    /// The session has so many cells: all that came by [`StageSession::import`].
+    Imported(u32),
+    /// The cells cannot be given, or taken; the session is as before, or empty.
+    CellsRefused(String),
     Finished(Finish, Usage),
     Failed(EngineError),
 }

@@ -329,3 +329,123 @@ async fn bad_input_ends_its_session_and_no_other() {
     assert!(matches!(stage.open(Some(request(vec![1], 1, Sampling::greedy()))), Err(EngineError::Invalid(_))));
     stage.shutdown().await;
 }
+
+/// The cells of positions `0..until`, as a stage gives them: in pieces that fit a frame.
+async fn exported(session: &mut StageSession, until: u32) -> Vec<bytes::Bytes> {
+    session.export(until, 7).unwrap();
+    let (mut pieces, mut next_from) = (Vec::new(), 0);
+    loop {
+        match next(session).await {
+            StageEvent::Cells { tag: 7, from, of, cells } => {
+                assert!(of == until && from == next_from && cells.len() <= 960 * 1024);
+                next_from += (cells.len() / (10 * 768)) as u32;
+                pieces.push(cells);
+                if next_from == of {
+                    return pieces;
+                }
+            }
+            // Guesses that are under way.
+            StageEvent::Rows { .. } | StageEvent::Drawn { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Moves a session's cache into `heir`.
+async fn moved(from: &mut StageSession, to: &EmbeddedStage, mut heir: StageSession, until: u32) -> StageSession {
+    let layout = to.capabilities().cells.unwrap().layout;
+    let pieces = exported(from, until).await;
+    let last = pieces.len() - 1;
+    for (at, piece) in pieces.into_iter().enumerate() {
+        assert!(to.check_cells(&layout, &piece).is_ok());
+        heir.import(piece, at == last).unwrap();
+    }
+    assert_eq!(next(&mut heir).await, StageEvent::Imported(until));
+    heir
+}
+
+#[tokio::test]
+async fn a_session_moves_to_other_processes_and_nothing_is_fed_again() {
+    let requests = requests().await;
+    // The long prompt: its cells take several pieces.
+    let request = &GenerateRequest { completion_tokens_max: 160, sampling: sampled(7), ..requests[1].clone() };
+    let (old, new) = (pipeline(&[10, 20], 2_048).await, pipeline(&[10, 20], 2_048).await);
+    for (old, new) in old.stages.iter().zip(&new.stages) {
+        assert_eq!(old.capabilities().cells, new.capabilities().cells);
+        assert_eq!(old.capabilities().cells.unwrap().bytes, 10 * 768);
+    }
+    let mut undisturbed = old.open(request);
+    let expected = run(&mut undisturbed, request.tokens.clone()).await;
+    drop(undisturbed);
+
+    // Another slot than where it comes from.
+    let _others = new.open(&requests[0]);
+    let mut sessions = old.open(request);
+    let mut answer = Vec::new();
+    let (mut from, mut feed) = (0, request.tokens.clone());
+    for moving in [Some(1), None, Some(0), Some(2)] {
+        for _ in 0..2 {
+            let StageEvent::Drawn { tokens, from: next_from, feed: next_feed } = lap(&mut sessions, from, feed).await
+            else {
+                panic!("a token")
+            };
+            answer.extend(tokens);
+            (from, feed) = (next_from, next_feed);
+        }
+        let Some(at) = moving else { continue };
+        let so_far = answer.iter().map(|out| out.token);
+        let head =
+            GenerateRequest { tokens: request.tokens.iter().copied().chain(so_far).collect(), ..request.clone() };
+        let heir = new.stages[at].open((at == 2).then_some(head)).unwrap();
+        sessions[at] = moved(&mut sessions[at], &new.stages[at], heir, from).await;
+    }
+    // A last stage that knows of no guesses takes them for what they are.
+    feed.truncate(1);
+    while !feed.is_empty() {
+        match lap(&mut sessions, from, feed).await {
+            StageEvent::Drawn { tokens, from: next_from, feed: next_feed } => {
+                answer.extend(tokens);
+                (from, feed) = (next_from, next_feed);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(answer, expected.0, "as without the moves, and the same probabilities");
+    old.shutdown().await;
+    new.shutdown().await;
+}
+
+#[tokio::test]
+async fn cells_that_do_not_fit_are_refused_and_others_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let stage = EmbeddedStage::start(sliced(directory.path(), 10, 12)).await.unwrap();
+    let cells = stage.capabilities().cells.unwrap();
+    let good = vec![0_u8; cells.bytes as usize];
+    assert_eq!(stage.check_cells(&cells.layout, &good), Ok(1));
+    let infinite = { [&good[..good.len() - 1], &[0x7c]].concat() };
+    for (layout, bad) in
+        [([0; 16], &good[..]), (cells.layout, &good[1..]), (cells.layout, &[]), (cells.layout, &infinite)]
+    {
+        assert!(matches!(stage.check_cells(&layout, bad), Err(EngineError::Invalid(_))));
+    }
+    let row = || Input::Rows(bytes::Bytes::from(0.5_f32.to_le_bytes().repeat(576)));
+    let mut begun = stage.open(None).unwrap();
+    begun.feed(0, row()).unwrap();
+    assert!(matches!(next(&mut begun).await, StageEvent::Rows { .. }));
+    begun.import(good.clone().into(), true).unwrap();
+    assert!(matches!(next(&mut begun).await, StageEvent::CellsRefused(_)));
+    let mut full = stage.open(None).unwrap();
+    let many = bytes::Bytes::from(good.repeat(600));
+    full.import(many.clone(), false).unwrap();
+    full.import(many, true).unwrap();
+    assert!(matches!(next(&mut full).await, StageEvent::CellsRefused(why) if why.contains("context")));
+    let mut empty = stage.open(None).unwrap();
+    empty.export(5, 1).unwrap();
+    assert!(matches!(next(&mut empty).await, StageEvent::CellsRefused(_)));
+    // All of them, and the others, go on from where they were.
+    for (session, from) in [(&mut begun, 1), (&mut full, 0), (&mut empty, 0)] {
+        session.feed(from, row()).unwrap();
+        assert!(matches!(next(session).await, StageEvent::Rows { from: at, .. } if at == from));
+    }
+    stage.shutdown().await;
+}

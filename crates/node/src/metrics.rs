@@ -32,6 +32,9 @@ pub struct Metrics {
     laps_missed: Counter,
     guesses: Counter,
     guesses_true: Counter,
+    handovers: Counter,
+    handovers_failed: Counter,
+    rows_again: Counter,
 }
 
 impl Default for Metrics {
@@ -65,6 +68,12 @@ impl Default for Metrics {
         let laps_missed = counter(&mut registry, "laps_missed", "Laps with a guess that did not come true");
         let guesses = counter(&mut registry, "guesses", "Guesses at next tokens that laps carried");
         let guesses_true = counter(&mut registry, "guesses_true", "Guesses that came true");
+        let handovers =
+            counter(&mut registry, "handovers", "Caches of sessions that stages here took over from stages that leave");
+        let handovers_failed =
+            counter(&mut registry, "handovers_failed", "Caches of sessions that came damaged, or not at all");
+        let rows_again =
+            counter(&mut registry, "rows_again", "Rows that stages computed again for answers of this node's gateway");
         Self {
             registry: Mutex::new(registry),
             faults,
@@ -82,6 +91,9 @@ impl Default for Metrics {
             laps_missed,
             guesses,
             guesses_true,
+            handovers,
+            handovers_failed,
+            rows_again,
         }
     }
 }
@@ -109,6 +121,10 @@ impl Metrics {
         catch_up(&self.laps_missed, laps.missed.load(Ordering::Relaxed));
         catch_up(&self.guesses, laps.guesses.load(Ordering::Relaxed));
         catch_up(&self.guesses_true, laps.came_true.load(Ordering::Relaxed));
+        let handovers = &node.hub.handovers;
+        catch_up(&self.handovers, handovers.taken.load(Ordering::Relaxed));
+        catch_up(&self.handovers_failed, handovers.failed.load(Ordering::Relaxed));
+        catch_up(&self.rows_again, node.placement.counters.rows_again.load(Ordering::Relaxed));
         let mut text = String::new();
         if let Ok(registry) = self.registry.lock() {
             // Writing to a String does not fail.

@@ -47,6 +47,8 @@ pub struct Placement {
 pub struct Counters {
     pub failovers: AtomicU64,
     pub busy_refusals: AtomicU64,
+    /// Rows that parts of chains compute again, because the chain was put together anew.
+    pub rows_again: AtomicU64,
 }
 
 /// What a worker must be able to do for an answer.

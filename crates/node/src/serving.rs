@@ -324,6 +324,10 @@ impl Backend for Serving {
         self.note_change();
     }
 
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
     fn engine(&self, model: ModelRoot) -> Result<SharedEngine, Refusal> {
         if self.is_draining() {
             return Err(Refusal::Draining);

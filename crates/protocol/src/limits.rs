@@ -60,6 +60,8 @@ pub const STAGES_MAX: usize = 64;
 pub const SPARES_MAX: usize = 8;
 /// Rows in one message from stage to stage, in bytes: with its envelope it fits a frame.
 pub const ROWS_BYTES_MAX: usize = 960 * 1024;
+/// Caches of sessions that a node hands over or takes over at once, all together, in bytes.
+pub const HANDED_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// Most positions of a session over several stages: the longest prompt and the longest answer.
 pub const POSITIONS_MAX: u32 = PROMPT_TOKENS_MAX as u32 + COMPLETION_TOKENS_MAX;
 /// Most delays to other nodes in a stage's beacon.

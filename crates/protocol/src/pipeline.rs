@@ -96,6 +96,12 @@ pub enum Order {
     Again,
     /// Nodes that would take the place of the next one if it were lost: channels to them are opened ahead. No answer.
     Meet(Vec<NodeId>),
+    /// The chain goes on without the part, which stops: the cells of its cache, of positions below `until` and no more, go
+    /// to the part that takes its place in this epoch.
+    HandOver { to: Hop, epoch: u32, until: u32 },
+    /// To a part that was fed nothing: cells come from the part of this node. Answered with the [`PartState`] that they
+    /// make, or, where they are of no use, with that of a part that has nothing.
+    TakeOver { from: NodeId },
 }
 
 impl Order {
@@ -108,7 +114,8 @@ impl Order {
             }
             Self::Start { keep, send_from } => *keep <= POSITIONS_MAX && *send_from <= POSITIONS_MAX,
             Self::Meet(nodes) => nodes.len() <= SPARES_MAX,
-            Self::Rewire(_) | Self::Again => true,
+            Self::HandOver { until, .. } => *until <= POSITIONS_MAX,
+            Self::Rewire(_) | Self::Again | Self::TakeOver { .. } => true,
         };
         if holds { Ok(()) } else { Err(DecodeError::Invalid("an order beyond the limits")) }
     }
@@ -135,6 +142,8 @@ pub enum Complaint {
     NextUnreachable,
     /// What came from the part before it cannot be used: of another width, no numbers, out of order.
     BadInput,
+    /// Its cache cannot be handed over: it is of a kind that stays where it is, empty, or too large.
+    CannotHandOver,
 }
 
 /// From part to part.
@@ -153,6 +162,18 @@ pub enum Carried {
     Rows(Bytes),
     /// From the last stage to the first: a token drawn, and guesses at what follows it.
     Tokens(Vec<Token>),
+    /// From a part that leaves to the one that takes its place: cells of its cache, of `of` from position 0 on.
+    Cells(Cells),
+}
+
+/// What all layers of a stage keep of some consecutive tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cells {
+    /// Names the order and kind of the numbers in a cell.
+    pub layout: [u8; 16],
+    /// Positions `0..of` come.
+    pub of: u32,
+    pub cells: Bytes,
 }
 
 impl ToStage {
@@ -162,6 +183,9 @@ impl ToStage {
         let holds = match &self.carried {
             Carried::Rows(rows) => !rows.is_empty() && rows.len() <= ROWS_BYTES_MAX,
             Carried::Tokens(tokens) => !tokens.is_empty() && tokens.len() <= PROMPT_TOKENS_MAX,
+            Carried::Cells(Cells { of, cells, .. }) => {
+                !cells.is_empty() && cells.len() <= ROWS_BYTES_MAX && *of <= POSITIONS_MAX && self.from < *of
+            }
         };
         if holds && self.from <= POSITIONS_MAX { Ok(()) } else { Err(DecodeError::Invalid("rows beyond the limits")) }
     }

@@ -158,7 +158,7 @@ pub enum ToGateway {
         session: SessionId,
         vectors: Vec<Vec<f32>>,
     },
-    /// The answer to [`Order::Rewire`].
+    /// The answer to [`Order::Rewire`] and [`Order::TakeOver`].
     Rewired {
         session: SessionId,
         epoch: u32,
@@ -169,6 +169,10 @@ pub enum ToGateway {
         session: SessionId,
         epoch: u32,
         complaint: Complaint,
+    },
+    /// From a part of a session whose node will soon serve the stage no longer: its cache can be handed over.
+    Leaves {
+        session: SessionId,
     },
 }
 

@@ -11,7 +11,7 @@ use opengrid_protocol::{
     content::{ContentRequest, ContentResponse, Manifest},
     frame,
     invite::Invite,
-    pipeline::{Carried, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, ToStage},
+    pipeline::{Carried, Cells, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, ToStage},
     sealing_key::SealingKey,
     session::{Embed, Finish, Open, Refusal, Tier, ToGateway, ToWorker, TokenOut, Usage},
 };
@@ -132,6 +132,8 @@ fn pipelines(snapshot: &mut Snapshot) {
     snapshot.value("to_worker.open_part", &ToWorker::OpenPart(Box::new(middle)));
     snapshot.value("to_worker.open_part.last", &ToWorker::OpenPart(Box::new(last)));
     let orders = [
+        ("hand_over", Order::HandOver { to: route.next, epoch: 3, until: 199 }),
+        ("take_over", Order::TakeOver { from: NodeId(counting(1)) }),
         ("rewire", Order::Rewire(route)),
         ("start", Order::Start { keep: 130, send_from: 200 }),
         ("feed", Order::Feed { from: 130, tokens: vec![1, 49_151] }),
@@ -143,12 +145,19 @@ fn pipelines(snapshot: &mut Snapshot) {
     }
     let state = PartState { have: 200, kept_from: 10, sent: 199, drew: true };
     snapshot.value("to_gateway.rewired", &ToGateway::Rewired { session, epoch: 2, state });
-    for (name, complaint) in [("next_unreachable", Complaint::NextUnreachable), ("bad_input", Complaint::BadInput)] {
+    snapshot.value("to_gateway.leaves", &ToGateway::Leaves { session });
+    for (name, complaint) in [
+        ("next_unreachable", Complaint::NextUnreachable),
+        ("bad_input", Complaint::BadInput),
+        ("cannot_hand_over", Complaint::CannotHandOver),
+    ] {
         snapshot.value(&format!("to_gateway.complains.{name}"), &ToGateway::Complains { session, epoch: 2, complaint });
     }
     let rows = Carried::Rows([0, 0, 128, 63].to_vec().into());
     snapshot.value("to_stage.rows", &ToStage { part, epoch: 2, from: 130, carried: rows });
     snapshot.value("to_stage.tokens", &ToStage { part, epoch: 2, from: 131, carried: Carried::Tokens(vec![200, 7]) });
+    let cells = Cells { layout: counting(0x70), of: 199, cells: [0, 60, 0, 188].to_vec().into() };
+    snapshot.value("to_stage.cells", &ToStage { part, epoch: 3, from: 64, carried: Carried::Cells(cells) });
 }
 
 fn records(snapshot: &mut Snapshot) {

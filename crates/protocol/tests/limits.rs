@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use opengrid_protocol::{
-    ModelRoot, Record, Sampling, SessionId,
+    ModelRoot, NodeId, Record, Sampling, SessionId,
     beacon::{Beacon, Class, Features},
     codec::{self, DecodeError},
     limits::*,
+    pipeline::{Carried, Cells, Hop, Order, PartId, ToStage},
     sealing_key::{SealingKey, XWING_PUBLIC_BYTES},
     session::{Embed, Open, ToGateway, ToWorker},
 };
@@ -99,6 +100,32 @@ fn the_largest_session_fits_a_frame() {
     largest.tokens = vec![u32::MAX; PROMPT_TOKENS_MAX];
     let bytes = codec::encode(&ToWorker::Open(Box::new(largest)));
     assert!(bytes.len() < FRAME_BYTES_MAX * 9 / 10, "{} bytes leave no room for sealing", bytes.len());
+}
+
+#[test]
+fn cells_of_a_cache() {
+    let cells = Cells { layout: [1; 16], of: POSITIONS_MAX, cells: vec![0; ROWS_BYTES_MAX].into() };
+    let piece =
+        ToStage { part: PartId([2; 16]), epoch: 1, from: POSITIONS_MAX - 1, carried: Carried::Cells(cells.clone()) };
+    assert!(codec::encode(&piece).len() < FRAME_BYTES_MAX);
+    let changed = |from, of, bytes: usize| {
+        let carried = Carried::Cells(Cells { of, cells: vec![0; bytes].into(), ..cells.clone() });
+        ToStage { from, carried, ..piece.clone() }
+    };
+    assert_eq!(piece.check(), Ok(()));
+    for bad in [
+        changed(POSITIONS_MAX, POSITIONS_MAX, 8),
+        changed(0, POSITIONS_MAX + 1, 8),
+        changed(0, 0, 8),
+        changed(0, 8, 0),
+        changed(0, 8, ROWS_BYTES_MAX + 1),
+    ] {
+        assert!(bad.check().is_err());
+    }
+    let hop = Hop { node: NodeId([3; 32]), part: PartId([4; 16]) };
+    let until = |until| Order::HandOver { to: hop, epoch: 1, until };
+    assert_eq!(until(POSITIONS_MAX).check(), Ok(()));
+    assert!(until(POSITIONS_MAX + 1).check().is_err());
 }
 
 #[test]

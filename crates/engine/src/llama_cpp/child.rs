@@ -183,6 +183,7 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
         row_width: model.embedding_width(),
         weight_bytes,
         kv_bytes: fit.kv_bytes,
+        cells: None,
         sandbox,
     };
     Ok((context, ready))
@@ -270,7 +271,9 @@ impl Stepper<'_> {
             | ToEngine::Embed(_)
             | ToEngine::Open { .. }
             | ToEngine::Gather { .. }
-            | ToEngine::Feed { .. } => Err(io::Error::other("a message out of turn")),
+            | ToEngine::Feed { .. }
+            | ToEngine::Export { .. }
+            | ToEngine::Import { .. } => Err(io::Error::other("a message out of turn")),
             ToEngine::Ping { nonce } => ipc::write(output, &FromEngine::Pong { nonce }),
             ToEngine::ProbeSandbox => ipc::write(output, &FromEngine::SandboxProbe(sandbox::probe())),
             ToEngine::Cancel { id } => {

@@ -68,6 +68,7 @@ pub fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(En
         row_width: width,
         weight_bytes,
         kv_bytes: 0,
+        cells: None,
         sandbox,
     };
     Ok((encoder, ready))
@@ -176,7 +177,9 @@ impl<'m> Server<'m> {
                 | ToEngine::Generate(_)
                 | ToEngine::Open { .. }
                 | ToEngine::Gather { .. }
-                | ToEngine::Feed { .. },
+                | ToEngine::Feed { .. }
+                | ToEngine::Export { .. }
+                | ToEngine::Import { .. },
             ) => Err(io::Error::other("a message out of turn")),
         }
     }

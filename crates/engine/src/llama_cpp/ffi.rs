@@ -4,6 +4,7 @@
 
 mod encoder;
 mod rows;
+mod state;
 
 use std::{
     ffi::{CStr, CString, c_char, c_void},

@@ -17,12 +17,12 @@ use super::{
 use crate::{
     CancelGuard, EngineError, Event, Generation, Load, ipc,
     sandbox::SandboxProbe,
-    stage::{Input, StageEvent, StageSession},
+    stage::{StageEvent, StageSession, ToStageChild},
 };
 
 /// Feeds that may wait to be written.
 const FEEDS_MAX: usize = 16_384;
-/// Events of a session of a stage beside one for each of its rows.
+/// Events of a session of a stage beside one for each of its rows, and one for each of its cells.
 const STAGE_EVENTS_EXTRA: usize = 256;
 /// Cancels and pings that may wait to be written beside one message a job.
 const OUTBOX_EXTRA: usize = 256;
@@ -185,7 +185,7 @@ impl Jobs {
     ) -> Result<StageSession, EngineError> {
         let mut state = self.state.lock();
         let id = state.next_id(usize::from(self.bounds.slots))?;
-        let (sender, events) = mpsc::channel(self.bounds.context_tokens as usize + STAGE_EVENTS_EXTRA);
+        let (sender, events) = mpsc::channel(2 * self.bounds.context_tokens as usize + STAGE_EVENTS_EXTRA);
         state.stages.insert(id, sender);
         let opening = match head {
             Some(head) => ToEngine::Generate(Box::new(head(id))),
@@ -194,16 +194,15 @@ impl Jobs {
         state.outbox.push_back((Some(id), ipc::frame(&opening)));
         drop(state);
         self.outgoing.notify_one();
-        let (feeding, gathering, closing) = (self.clone(), self.clone(), self.clone());
+        let (feeding, closing) = (self.clone(), self.clone());
         Ok(StageSession {
             events,
-            feed: Box::new(move |from, input| feeding.feed(id, from, input)),
-            gather: Box::new(move |gathers| gathering.gather(id, gathers)),
+            send: Box::new(move |message| feeding.tell_stage(id, message)),
             _guard: CancelGuard::new(move || closing.cancel(id)),
         })
     }
 
-    fn feed(&self, id: u64, from: u32, input: Input) -> Result<(), EngineError> {
+    fn tell_stage(&self, id: u64, message: ToStageChild) -> Result<(), EngineError> {
         let mut state = self.state.lock();
         if !state.stages.contains_key(&id) {
             return Err(EngineError::Died);
@@ -211,20 +210,16 @@ impl Jobs {
         if state.outbox.len() >= FEEDS_MAX {
             return Err(EngineError::Busy);
         }
-        state.outbox.push_back((None, ipc::frame(&ToEngine::Feed { id, from, input })));
+        let message = match message {
+            ToStageChild::Feed { from, input } => ToEngine::Feed { id, from, input },
+            ToStageChild::Gather(gathers) => ToEngine::Gather { id, gathers },
+            ToStageChild::Export { until, tag } => ToEngine::Export { id, until, tag },
+            ToStageChild::Import { cells, last } => ToEngine::Import { id, cells, last },
+        };
+        state.outbox.push_back((None, ipc::frame(&message)));
         drop(state);
         self.outgoing.notify_one();
         Ok(())
-    }
-
-    fn gather(&self, id: u64, gathers: bool) {
-        let mut state = self.state.lock();
-        if !state.stages.contains_key(&id) || state.outbox.len() >= FEEDS_MAX {
-            return;
-        }
-        state.outbox.push_back((None, ipc::frame(&ToEngine::Gather { id, gathers })));
-        drop(state);
-        self.outgoing.notify_one();
     }
 
     fn cancel(&self, id: u64) {
@@ -354,7 +349,11 @@ impl State {
             Progress::Token(token) => (Event::Tokens(vec![token]), false),
             Progress::Finished(finish, usage) => (Event::Finished(finish, usage), true),
             Progress::Embedded(_) => return Err("it answers a prompt with vectors"),
-            Progress::Rows { .. } | Progress::Drawn { .. } => return Err("it answers a prompt as a stage"),
+            Progress::Rows { .. }
+            | Progress::Drawn { .. }
+            | Progress::Cells { .. }
+            | Progress::Imported(_)
+            | Progress::CellsRefused(_) => return Err("it answers a prompt as a stage"),
             Progress::Invalid(why) => (Event::Failed(EngineError::Invalid(why)), true),
         };
         let sent = events.try_send(event);
@@ -377,6 +376,9 @@ impl State {
         let (event, last) = match progress {
             Progress::Rows { from, rows } => (StageEvent::Rows { from, rows }, false),
             Progress::Drawn { tokens, from, feed } => (StageEvent::Drawn { tokens, from, feed }, false),
+            Progress::Cells { tag, from, of, cells } => (StageEvent::Cells { tag, from, of, cells }, false),
+            Progress::Imported(count) => (StageEvent::Imported(count), false),
+            Progress::CellsRefused(why) => (StageEvent::CellsRefused(why), false),
             Progress::Finished(finish, usage) => (StageEvent::Finished(finish, usage), true),
             Progress::Invalid(why) => (StageEvent::Failed(EngineError::Invalid(why)), true),
             Progress::Queued(_) | Progress::Token(_) | Progress::Embedded(_) => {

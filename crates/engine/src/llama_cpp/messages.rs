@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Mode, speeds::Speeds};
 use crate::{
+    cells::Layout,
     sandbox::{Devices, SandboxProbe},
     stage::{Input, StageSlice},
 };
@@ -37,6 +38,19 @@ pub enum ToEngine {
     Gather {
         id: u64,
         gathers: bool,
+    },
+    /// To a stage: gives the first `until` cells of a session, or as many as it has.
+    Export {
+        id: u64,
+        until: u32,
+        /// Comes back with them.
+        tag: u32,
+    },
+    /// To a stage: cells that continue those of this session that came before. With the last ones it has all of them.
+    Import {
+        id: u64,
+        cells: Bytes,
+        last: bool,
     },
     Cancel {
         id: u64,
@@ -99,6 +113,8 @@ pub struct Ready {
     pub row_width: u32,
     pub weight_bytes: u64,
     pub kv_bytes: u64,
+    /// Of a stage: how its cells lie, where they can be moved.
+    pub cells: Option<Layout>,
     /// What confines the child, for people.
     pub sandbox: String,
 }
@@ -153,6 +169,17 @@ pub enum Progress {
         from: u32,
         feed: Vec<Token>,
     },
+    /// Of a stage: cells from position `from` on, of `of` that come.
+    Cells {
+        tag: u32,
+        from: u32,
+        of: u32,
+        cells: Bytes,
+    },
+    /// The session has so many cells now.
+    Imported(u32),
+    /// None can be given, or taken.
+    CellsRefused(String),
     /// A vector of length 1 for each text: the end of an `Embed`.
     Embedded(Vec<Vec<f32>>),
     /// The request itself is at fault: its grammar.

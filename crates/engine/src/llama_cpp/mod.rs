@@ -21,6 +21,7 @@ mod parity_tests;
 mod self_test;
 pub(crate) mod speeds;
 mod stage;
+mod stage_cells;
 mod stage_child;
 mod supervisor;
 

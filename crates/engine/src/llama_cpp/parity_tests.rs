@@ -228,3 +228,56 @@ fn the_default_model() {
     let path = std::env::var("OPENGRID_TEST_MODEL").unwrap();
     check_every_cut(Path::new(&path), 24);
 }
+
+/// Rows that only this session has.
+fn some_rows(width: usize, seed: u32, count: usize) -> Vec<f32> {
+    (0..width * count).map(|at| ((at as u32 * 2_654_435_761_u32.wrapping_add(seed)) >> 8) as f32 / 8e6 - 1.0).collect()
+}
+
+/// The cells of `count` rows, moved to another context and another slot, where others were before: what follows is the
+/// same to the bit. False where they cannot be moved.
+fn moves(path: &Path, count: usize) -> bool {
+    let slices = slices(path, &[3, 6]);
+    let model = load(&slices.files[1]);
+    let width = model.embedding_width() as usize;
+    let (mut from, mut to) = (context(&model, true), context(&model, true));
+    let layout = from.learn_layout().unwrap();
+    assert_eq!(to.learn_layout(), Ok(layout.clone()));
+    let span = |slot, from, rows| Span { slot, from, rows, outputs: rows };
+    let amid = [span(0, 0, 9), span(2, 0, count), span(3, 0, 4)];
+    from.decode_rows(&amid, &some_rows(width, 1, 13 + count)).unwrap();
+    to.decode_rows(&[span(1, 0, 30)], &some_rows(width, 2, 30)).unwrap();
+    to.truncate(1, 0);
+    let Some(cells) = from.slot_cells(&layout, 2, count).unwrap() else { return false };
+    assert_eq!(layout.check(&cells), Ok(count as u32));
+    to.fill_slot(&layout, 1, &cells).unwrap();
+    assert_eq!(to.slot_cells(&layout, 1, count), Ok(Some(cells)));
+    for (at, rows) in [(count, 3), (count + 3, 1), (count - 1, 2)] {
+        let next = some_rows(width, at as u32, rows);
+        from.truncate(2, at);
+        to.truncate(1, at);
+        from.decode_rows(&[span(2, at, rows)], &next).unwrap();
+        let expected = from.rows_out().to_vec();
+        to.decode_rows(&[span(1, at, rows)], &next).unwrap();
+        assert_eq!(difference(&[to.rows_out().to_vec()], &[expected]), 0.0, "{} from {at}", path.display());
+    }
+    true
+}
+
+#[test]
+fn caches_move_between_contexts_and_slots() {
+    let directory = tempfile::tempdir().unwrap();
+    for architecture in Architecture::ALL {
+        let model = TinyModel { architecture, layers: 8, seed: 3, ..TinyModel::default() };
+        let path = directory.path().join(format!("{architecture:?}.gguf"));
+        std::fs::write(&path, model.to_bytes()).unwrap();
+        // A window that passed over cells leaves out what a cut back would need.
+        assert_eq!(moves(&path, 60), architecture.name() != "gemma3", "{architecture:?}");
+        assert!(moves(&path, 3), "{architecture:?}");
+    }
+}
+
+#[test]
+fn the_cache_of_the_default_model_moves() {
+    assert!(moves(Path::new(&std::env::var("OPENGRID_TEST_MODEL").unwrap()), 100));
+}

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     EngineError, GenerateRequest, Load,
-    stage::{Input, Stage, StageCapabilities, StageSession, StageSlice},
+    cells::Layout,
+    stage::{Cells, Input, Stage, StageCapabilities, StageSession, StageSlice},
 };
 
 /// llama.cpp over a slice. Restarted when it dies; its sessions end with [`EngineError::Died`] then.
@@ -23,6 +24,7 @@ pub struct EmbeddedStage {
     capabilities: StageCapabilities,
     slice: StageSlice,
     vocabulary_size: u32,
+    layout: Option<Layout>,
     jobs: Arc<Jobs>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
     stop: DropGuard,
@@ -52,6 +54,7 @@ impl EmbeddedStage {
             capabilities,
             slice,
             vocabulary_size: ready.vocabulary_size,
+            layout: ready.cells,
             jobs,
             supervisor: Mutex::new(Some(task)),
             stop: stop.drop_guard(),
@@ -107,6 +110,12 @@ impl Stage for EmbeddedStage {
         self.check_input(input)
     }
 
+    fn check_cells(&self, layout: &[u8; 16], cells: &[u8]) -> Result<u32, EngineError> {
+        let own = self.layout.as_ref().filter(|own| own.id() == *layout);
+        let own = own.ok_or_else(|| EngineError::Invalid("cells of another layout".to_owned()))?;
+        own.check(cells).map_err(|error| EngineError::Invalid(error.to_string()))
+    }
+
     fn open(&self, head: Option<GenerateRequest>) -> Result<StageSession, EngineError> {
         match (&head, self.slice.is_last()) {
             (Some(request), true) => check(request, self.vocabulary_size, self.capabilities.context_tokens)?,
@@ -138,6 +147,7 @@ fn capabilities(config: &EmbeddedConfig, slice: &StageSlice, ready: &Ready) -> S
         decode_tokens_per_s: ready.measured.decode_tokens_per_s,
         prefill_tokens_per_s: ready.measured.prefill_tokens_per_s,
         memory_bytes: ready.weight_bytes.saturating_add(ready.kv_bytes),
+        cells: ready.cells.as_ref().map(|layout| Cells { bytes: layout.cell_bytes() as u32, layout: layout.id() }),
         description: description(config, ready),
     }
 }

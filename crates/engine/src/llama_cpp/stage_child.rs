@@ -20,6 +20,7 @@ use super::{
     pace::Pace,
     self_test::Subject,
     speeds::Speeds,
+    stage_cells::Moves,
 };
 use crate::{
     drafts::{self, DRAFTS_MAX, Drafting},
@@ -30,6 +31,8 @@ use crate::{
 
 /// Rows in one frame at most, in bytes: so much is sealed and sent as one piece.
 const ROWS_BYTES_MAX: usize = 960 * 1024;
+/// Frames are written together up to this many bytes.
+const WRITE_BYTES: usize = 64 * 1024;
 
 /// # Errors
 /// Why this slice cannot be served, for people.
@@ -71,10 +74,18 @@ pub fn prepare<'m>(
     };
     let mut probe = Probe { context: Context::new(model, options)?, width: width as usize };
     let (measured, inexact) = child::measure(load, &mut probe, usize::from(fit.slots), u32::MAX)?;
-    let context = probe.context;
+    let mut context = probe.context;
+    let layout = match context.learn_layout() {
+        Ok(layout) => Some(layout),
+        Err(why) => {
+            eprintln!("caches of sessions cannot be moved: {why}");
+            None
+        }
+    };
     let mut server = Server {
         spans: Spans::new(usize::from(fit.slots), fit.context_tokens as usize, part),
         pace: Pace::new(if load.gpu_layers > 0 { 1 } else { context.levels() }),
+        moves: Moves::new(layout, usize::from(fit.slots)),
         context,
         table,
         is_last,
@@ -105,6 +116,7 @@ pub fn prepare<'m>(
         row_width: width,
         weight_bytes: slice.weight_bytes,
         kv_bytes: fit.kv_bytes,
+        cells: server.moves.layout.clone(),
         sandbox,
     };
     Ok((server, ready))
@@ -163,16 +175,17 @@ fn known_row(token: Token, width: usize) -> impl Iterator<Item = f32> {
 type Waiting = Vec<f32>;
 
 pub struct Server<'m> {
-    spans: Spans,
+    pub(super) spans: Spans,
     gathering: Gathering,
-    context: Context<'m>,
+    pub(super) context: Context<'m>,
+    pub(super) moves: Moves,
     pace: Pace,
     table: Option<TokenTable>,
     is_last: bool,
     width: usize,
     batch_max: usize,
     prefill_max: usize,
-    context_tokens: usize,
+    pub(super) context_tokens: usize,
     speeds: Speeds,
     speeds_told: Instant,
     /// By slot.
@@ -202,7 +215,7 @@ impl Server<'_> {
     /// When the parent's stream is broken or llama.cpp fails during a step.
     pub fn serve(mut self, inbox: &Receiver<Incoming>, output: &mut File) -> io::Result<()> {
         loop {
-            if self.spans.idle() {
+            if self.spans.idle() && self.moves.idle() {
                 let Ok(message) = inbox.recv() else { return Ok(()) };
                 self.handle(message, output)?;
             }
@@ -213,16 +226,28 @@ impl Server<'_> {
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
-            if !self.spans.idle() && self.spans.gathering() && self.gather(inbox, output)? {
+            if !self.spans.idle() && self.moves.idle() && self.spans.gathering() && self.gather(inbox, output)? {
                 continue;
             }
             self.step().map_err(io::Error::other)?;
-            // One frame for each event, since a frame is bounded; one write for all of them.
-            let frames: Vec<Bytes> =
-                self.events.drain(..).map(|event| ipc::frame(&FromEngine::Events(vec![event]))).collect();
-            output.write_all(&frames.concat())?;
+            let pieces = self.moves.pieces().into_iter();
+            self.events.extend(pieces.map(|(id, progress)| JobEvent { id, progress }));
+            self.write_events(output)?;
             self.tell_speeds(output)?;
         }
+    }
+
+    /// One frame for each event, since a frame is bounded; one write for many of them.
+    fn write_events(&mut self, output: &mut File) -> io::Result<()> {
+        let mut frames = Vec::new();
+        for event in self.events.drain(..) {
+            frames.extend_from_slice(&ipc::frame(&FromEngine::Events(vec![event])));
+            if frames.len() >= WRITE_BYTES {
+                output.write_all(&frames)?;
+                frames.clear();
+            }
+        }
+        output.write_all(&frames)
     }
 
     /// Waits for one of the sessions that are due. False where that takes too long: the step goes without them.
@@ -247,7 +272,7 @@ impl Server<'_> {
         ipc::write(output, &FromEngine::Speeds(self.speeds))
     }
 
-    fn emit(&mut self, id: u64, progress: Progress) {
+    pub(super) fn emit(&mut self, id: u64, progress: Progress) {
         self.events.push(JobEvent { id, progress });
     }
 
@@ -260,6 +285,10 @@ impl Server<'_> {
             Incoming::Other(ToEngine::Open { id }) if !self.is_last => self.open(id),
             Incoming::Other(ToEngine::Feed { id, from, input }) => self.feed(id, from as usize, input)?,
             Incoming::Other(ToEngine::Gather { id, gathers }) => self.spans.gather(id, gathers),
+            Incoming::Other(ToEngine::Export { id, until, tag }) => {
+                self.export(id, until as usize, tag).map_err(io::Error::other)?;
+            }
+            Incoming::Other(ToEngine::Import { id, cells, last }) => self.import(id, &cells, last),
             Incoming::Other(ToEngine::Cancel { id }) => self.close(id),
             Incoming::Other(ToEngine::Ping { nonce }) => return ipc::write(output, &FromEngine::Pong { nonce }),
             Incoming::Other(ToEngine::ProbeSandbox) => {
@@ -304,6 +333,7 @@ impl Server<'_> {
 
     fn close(&mut self, id: u64) {
         if let Some(slot) = self.spans.close(id) {
+            self.moves.forget(id, slot);
             self.waiting[slot].clear();
             self.heads[slot] = None;
         }
@@ -321,6 +351,7 @@ impl Server<'_> {
         let count = rows.len() / self.width;
         match self.spans.feed(id, from, count) {
             Ok(fed) => {
+                self.moves.goes_without(fed.slot);
                 if let Some(keep) = fed.cut_to
                     && !self.context.truncate(fed.slot, keep)
                 {

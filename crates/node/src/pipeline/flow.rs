@@ -155,7 +155,27 @@ impl Flow {
         PartState { have: self.have(), kept_from, sent: self.sent.max(self.floor), drew: self.drawn.is_some() }
     }
 
-    fn have(&self) -> u32 {
+    /// Nothing was fed to it, and it was not started.
+    pub fn is_fresh(&self) -> bool {
+        self.fed == 0 && !self.sends()
+    }
+
+    /// Of how many positions it may get cells: the last stage needs the row of the last token.
+    pub fn cells_max(&self) -> u32 {
+        match self.kind {
+            Kind::Last { tokens } => tokens.saturating_sub(1).min(self.positions_max),
+            _ => self.positions_max,
+        }
+    }
+
+    /// It got the cells of positions `0..have`. What those before it sent on is not here: it can send none of it again.
+    pub fn took_over(&mut self, have: u32) {
+        (self.fed, self.made, self.sent) = (have, have, have);
+        self.ring.begin_at(have);
+    }
+
+    /// Positions `0..have` were fed to it, and are true at the last stage.
+    pub fn have(&self) -> u32 {
         self.drawn.as_ref().map_or(self.fed, |(from, _)| self.fed.min(*from))
     }
 
@@ -218,6 +238,8 @@ impl Flow {
             (Carried::Rows(rows), Kind::Middle | Kind::Last { .. }) if rows.len().is_multiple_of(in_row_bytes) => {
                 rows.len() / in_row_bytes
             }
+            // They come too late: the chain went on without them.
+            (Carried::Cells(_), _) => return Taken::Stale,
             _ => return Taken::Bad("of another kind or width than the stage takes"),
         };
         if count == 0 || !self.fits(from, count) {

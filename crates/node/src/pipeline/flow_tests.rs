@@ -34,7 +34,7 @@ fn follows(tokens: &[Token]) -> Token {
     tokens.iter().fold(7_u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token)) % 97
 }
 
-/// A part and its engine: what was fed and not computed, and the cache of the last stage.
+/// A part and its engine: what was fed and not computed, and what was.
 struct Station {
     flow: Flow,
     waiting: VecDeque<(u32, Vec<Token>)>,
@@ -51,12 +51,14 @@ struct Chain {
     true_until: u32,
     /// Guesses are right or wrong in turn.
     laps: usize,
+    /// Rows that all engines computed.
+    computed: usize,
 }
 
 impl Chain {
     fn new(count: usize, prompt: Vec<Token>) -> Self {
         let true_until = prompt.len() as u32;
-        let mut chain = Self { stations: Vec::new(), epoch: 1, tokens: prompt, true_until, laps: 0 };
+        let mut chain = Self { stations: Vec::new(), epoch: 1, tokens: prompt, true_until, laps: 0, computed: 0 };
         chain.stations = (0..count).map(|at| chain.station(at, count)).collect();
         chain.start();
         chain
@@ -73,12 +75,14 @@ impl Chain {
     }
 
     /// As the gateway does it, with all answers at once.
-    fn mend(&mut self, lost: &[usize]) {
+    fn mend(&mut self, lost: &[usize], leaves: Option<usize>) {
         self.epoch += 1;
         let count = self.stations.len();
         for at in 0..count {
             if lost.contains(&at) {
                 self.stations[at] = self.station(at, count);
+            } else if leaves == Some(at) {
+                self.hand_over(at);
             } else {
                 assert!(self.stations[at].flow.rewire(route(at, count, self.epoch)));
                 (self.stations[at].early, self.stations[at].feed) = (None, None);
@@ -86,6 +90,26 @@ impl Chain {
             }
         }
         self.start();
+    }
+
+    /// Another part takes the place of this one, and its cells.
+    fn hand_over(&mut self, at: usize) {
+        let (known, count) = (self.tokens.len() as u32, self.stations.len());
+        let until = if at + 1 == count { known - 1 } else { self.true_until.min(known - 1) };
+        let mut heir = self.station(at, count);
+        let old = &mut self.stations[at];
+        old.flow.stop();
+        let until = until.min(old.flow.have()).min(heir.flow.cells_max()) as usize;
+        // What waits takes the place of what was computed from there on.
+        let computed = old.waiting.iter().map(|(from, _)| *from as usize).min().unwrap_or(usize::MAX);
+        let mut cells = std::mem::take(&mut old.cache);
+        cells.truncate(until.min(computed));
+        assert!(heir.flow.is_fresh());
+        if !cells.is_empty() {
+            heir.flow.took_over(cells.len() as u32);
+        }
+        heir.cache = cells;
+        self.stations[at] = heir;
     }
 
     fn start(&mut self) {
@@ -139,7 +163,12 @@ impl Chain {
             let rest = tokens.split_off(STEP_ROWS);
             station.waiting.push_front((from + STEP_ROWS as u32, rest));
         }
+        self.computed += tokens.len();
         if at + 1 < count {
+            let station = &mut self.stations[at];
+            station.cache.truncate(from as usize);
+            assert_eq!(station.cache.len(), from as usize, "a gap");
+            station.cache.extend(&tokens);
             let rows: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
             self.stations[at].flow.made(from, &rows);
             return;
@@ -213,6 +242,7 @@ impl Chain {
                 let rows = rows.as_chunks::<ROW_BYTES>().0.iter().map(|row| u32::from_le_bytes(*row));
                 station.waiting.push_back((from, rows.collect()));
             }
+            Taken::Feed { carried: Carried::Cells(_), .. } => panic!("cells are no input"),
             Taken::Stale => {}
             Taken::Early(message) => station.early = Some(message),
             Taken::Foreign => panic!("it came from a stranger"),
@@ -256,6 +286,26 @@ fn an_undisturbed_chain_draws_what_the_model_says() {
 }
 
 #[test]
+fn a_part_that_takes_over_lets_nobody_compute_anything_again() {
+    for leaves in 0..3 {
+        let mut chain = Chain::new(3, (0..80).collect());
+        chain.run_until(100);
+        let (known, computed) = (chain.tokens.len(), chain.computed);
+        chain.mend(&[], Some(leaves));
+        chain.run_until(known + 1);
+        let again = chain.computed - computed;
+        // The lap that was under way, at each of the three: a token and two guesses, twice at most.
+        assert!(again <= 3 * 6, "{again} rows when {leaves} left");
+        let mut lost = Chain::new(3, (0..80).collect());
+        lost.run_until(100);
+        let (known, computed) = (lost.tokens.len(), lost.computed);
+        lost.mend(&[leaves], None);
+        lost.run_until(known + 1);
+        assert!(lost.computed - computed > 80, "a loss costs all rows of a stage");
+    }
+}
+
+#[test]
 fn what_no_honest_part_sends_is_bad() {
     let flow = || {
         let mut flow = Flow::new(Kind::Middle, route(1, 3, 1), 100, ROW_BYTES, RING_BYTES);
@@ -291,17 +341,22 @@ proptest! {
         count in 2_usize..5,
         prompt in prop::collection::vec(0_u32..97, 1..150),
         faults in prop::collection::vec(
-            (prop::collection::vec((0_u8..3, 0_usize..5), 0..120), prop::collection::vec(0_usize..5, 0..3)), 0..6,
+            (
+                prop::collection::vec((0_u8..3, 0_usize..5), 0..120),
+                prop::collection::vec(0_usize..5, 0..3),
+                prop::option::of(0_usize..5),
+            ),
+            0..6,
         ),
     ) {
         let mut expected = prompt.clone();
         let mut chain = Chain::new(count, prompt);
-        for (acts, lost) in faults {
+        for (acts, lost, leaves) in faults {
             for (what, at) in acts {
                 chain.act(what, at % count);
             }
             let lost: Vec<usize> = lost.into_iter().map(|at| at % count).collect();
-            chain.mend(&lost);
+            chain.mend(&lost, leaves.map(|at| at % count));
         }
         chain.run_until(expected.len() + 30);
         while expected.len() < chain.tokens.len() {

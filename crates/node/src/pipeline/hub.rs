@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::STAGE_PROTOCOL;
+use super::{STAGE_PROTOCOL, handover::Handovers};
 use crate::{
     clock,
     session::{
@@ -83,6 +83,7 @@ pub struct Hub {
     reserved: AtomicUsize,
     kept: AtomicUsize,
     pub laps: LapCounters,
+    pub handovers: Handovers,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -104,6 +105,7 @@ impl Hub {
             reserved: AtomicUsize::new(0),
             kept: AtomicUsize::new(0),
             laps: LapCounters::default(),
+            handovers: Handovers::default(),
             tasks,
             cancel,
         })

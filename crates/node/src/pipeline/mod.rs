@@ -2,9 +2,10 @@
 //!
 //! Pure: [`flow`] (what a part takes, sends and keeps), `ring` (what it sent, by position), [`recovery`] (what is sent
 //! again after a fault). Shell: `part` (a part of a session between gateway, engine and neighbours), `hub` (the parts of
-//! this node and the channels to others).
+//! this node and the channels to others), `handover` (the room for caches that move from part to part).
 
 pub mod flow;
+pub mod handover;
 pub mod hub;
 mod part;
 pub mod recovery;

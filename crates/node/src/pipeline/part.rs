@@ -1,15 +1,21 @@
 //! A part of a session: between the gateway that gives orders, the engine that computes, and its neighbours.
 
+mod cells;
+
 use std::{sync::Arc, time::Duration};
 
 use opengrid_engine::{Input, StageEvent, StageSession};
 use opengrid_protocol::{
-    NodeId, SessionId,
+    Layers, ModelRoot, NodeId, SessionId,
     pipeline::{Carried, Complaint, OpenPart, Order, PartId, ToStage},
     session::{Refusal, ToGateway},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
+use self::cells::{Giving, Receiving};
 use super::{
     flow::{Flow, Kind, Taken},
     hub::{Hub, Incoming, NoPlace, Registered},
@@ -57,11 +63,17 @@ enum Happening {
     Came(Option<Incoming>),
     /// `None`: the channel to the next part is closed.
     MaySend(Option<mpsc::OwnedPermit<ToStage>>),
+    /// What is served here changed.
+    Changed,
+    /// `None`: the channel to the part that takes this one's place is closed.
+    MayGive(Option<mpsc::OwnedPermit<ToStage>>),
 }
 
 struct Part {
     session: SessionId,
     id: PartId,
+    model: ModelRoot,
+    layers: Layers,
     stage: SharedStage,
     engine: StageSession,
     flow: Flow,
@@ -82,6 +94,14 @@ struct Part {
     guesses: Option<usize>,
     /// To be answered once nothing is being computed that changes the answer.
     rewired: bool,
+    changes: watch::Receiver<u64>,
+    told_leaving: bool,
+    /// Its cache, on the way to the part that takes its place.
+    giving: Option<Giving>,
+    /// The cache of the part whose place it takes.
+    receiving: Option<Receiving>,
+    /// Came while a cache was awaited.
+    held: Option<(NodeId, ToStage)>,
 }
 
 impl Part {
@@ -92,6 +112,7 @@ impl Part {
         backend: SharedBackend,
         hub: Arc<Hub>,
     ) -> Result<Self, Ended> {
+        let changes = backend.changes();
         let stage = backend.stage(opening.model, opening.layers)?;
         let capabilities = stage.capabilities();
         if opening.positions_max > capabilities.context_tokens {
@@ -110,12 +131,14 @@ impl Part {
         let request = opening.head.map(|head| generate_request(client, *head));
         let engine = stage.open(request).map_err(refusal)?;
         let row_bytes = capabilities.width as usize * size_of::<f32>();
-        engine.gather(hub.shares_cores(&opening.route));
+        engine.gather(hub.shares_cores(&opening.route)).map_err(refusal)?;
         let next = hub.channel(opening.route.next.node);
         let flow = Flow::new(kind, opening.route, opening.positions_max, row_bytes, registered.ring_bytes);
         Ok(Self {
             session: opening.session,
             id: opening.part,
+            model: opening.model,
+            layers: opening.layers,
             stage,
             engine,
             flow,
@@ -131,6 +154,11 @@ impl Part {
             feed: None,
             guesses: None,
             rewired: false,
+            changes,
+            told_leaving: false,
+            giving: None,
+            receiving: None,
+            held: None,
         })
     }
 
@@ -149,13 +177,18 @@ impl Part {
                     }
                 }
                 Happening::Came(None) => return Err(Refusal::Busy),
-                Happening::Came(Some(Incoming::Message(sender, message))) => self.take(sender, message).await?,
+                Happening::Came(Some(Incoming::Message(sender, message))) => self.came(sender, message).await?,
+                Happening::Came(Some(Incoming::Faulty(node))) if self.awaits_cells_of(node) => {
+                    self.go_without_cells().await?;
+                }
                 Happening::Came(Some(Incoming::Faulty(node))) if node == self.flow.route().previous => {
                     self.complain(Complaint::BadInput).await?;
                 }
                 Happening::Came(Some(Incoming::Faulty(_))) => {}
                 Happening::MaySend(Some(permit)) => self.send(permit),
                 Happening::MaySend(None) => self.complain(Complaint::NextUnreachable).await?,
+                Happening::Changed => self.notice_leaving().await?,
+                Happening::MayGive(permit) => self.give_next(permit).await?,
             }
             if self.rewired && self.flow.settled() {
                 self.rewired = false;
@@ -166,14 +199,19 @@ impl Part {
     }
 
     async fn next_happening(&mut self, orders: &mut mpsc::Receiver<Order>) -> Happening {
-        let takes = self.flow.takes() && self.early.is_none();
+        let takes = (self.flow.takes() && self.early.is_none()) || self.receiving.is_some();
         let sends = self.flow.sends() && (self.feed.is_some() || self.flow.has_next());
         let next = self.next.clone();
+        let heir = self.giving.as_ref().filter(|giving| giving.has_next()).map(|giving| giving.channel.clone());
+        let gives = heir.is_some();
+        let heir = heir.unwrap_or_else(|| next.clone());
         tokio::select! {
             order = orders.recv(), if !self.flow.is_starting() => Happening::Order(order),
             event = self.engine.events.recv(), if self.flow.has_room() => Happening::Computed(event),
             incoming = self.registered.inbox.recv(), if takes => Happening::Came(incoming),
             permit = next.clone().reserve_owned(), if sends => Happening::MaySend(permit.ok()),
+            permit = heir.reserve_owned(), if gives => Happening::MayGive(permit.ok()),
+            Ok(()) = self.changes.changed(), if !self.told_leaving => Happening::Changed,
             // What was handed over may be lost.
             () = next.closed(), if self.flow.sends() && self.used_next => Happening::MaySend(None),
         }
@@ -202,14 +240,20 @@ impl Part {
                 if !self.flow.rewire(route) {
                     return Err(nonsense());
                 }
-                self.engine.gather(self.hub.shares_cores(self.flow.route()));
+                self.engine.gather(self.hub.shares_cores(self.flow.route())).map_err(refusal)?;
                 self.next = self.hub.channel(self.flow.route().next.node);
                 (self.rewired, self.used_next) = (true, false);
                 (self.early, self.feed) = (None, None);
+                (self.giving, self.receiving) = (None, None);
             }
             Order::Start { keep, send_from } => {
+                // What still comes of a cache comes too late.
+                (self.giving, self.receiving) = (None, None);
                 if !self.flow.start(keep, send_from) {
                     return Err(nonsense());
+                }
+                if let Some((sender, message)) = self.held.take() {
+                    self.take(sender, message).await?;
                 }
             }
             Order::Feed { from, tokens } => {
@@ -225,6 +269,12 @@ impl Part {
                 }
             }
             Order::Meet(nodes) => self.hub.meet(&nodes),
+            Order::HandOver { to, epoch, until } => self.hand_over(to, epoch, until).await?,
+            Order::TakeOver { from } => {
+                if !self.take_over(from) {
+                    return Err(nonsense());
+                }
+            }
             Order::Again => match self.flow.wanted() {
                 Some((from, tokens)) => self.want(from, tokens),
                 None => return Err(nonsense()),
@@ -258,6 +308,9 @@ impl Part {
                     self.tell(ToGateway::Tokens { session: self.session, from: index, tokens }).await?;
                 }
             }
+            StageEvent::Cells { tag, from, of, cells } => self.give(tag, from, of, cells),
+            StageEvent::Imported(count) => self.imported(count).await?,
+            StageEvent::CellsRefused(why) => self.cells_refused(&why).await?,
             StageEvent::Finished(finish, usage) => {
                 self.tell(ToGateway::Finished { session: self.session, finish, usage }).await?;
                 return Ok(true);
@@ -302,6 +355,7 @@ impl Part {
                 let input = match carried {
                     Carried::Rows(rows) => Input::Rows(rows),
                     Carried::Tokens(tokens) => Input::Tokens(tokens),
+                    Carried::Cells(_) => return Ok(()),
                 };
                 if let Err(error) = self.stage.check(&input) {
                     self.flow.refuse(from);

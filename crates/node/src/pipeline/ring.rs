@@ -45,6 +45,12 @@ impl Ring {
         }
     }
 
+    /// Forgets all; what comes next is at `first`.
+    pub fn begin_at(&mut self, first: u32) {
+        self.first = first;
+        self.rows.clear();
+    }
+
     /// Forgets positions from `end` on.
     pub fn truncate(&mut self, end: u32) {
         let kept = end.clamp(self.first, self.end()) - self.first;

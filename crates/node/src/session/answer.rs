@@ -313,6 +313,7 @@ impl AnswerTask {
                 | ToGateway::Finished { .. }
                 | ToGateway::Embedded { .. }
                 | ToGateway::Rewired { .. }
+                | ToGateway::Leaves { .. }
                 | ToGateway::Complains { .. } => {
                     self.placement.report(lease.worker, Fault::WrongTokens);
                     return Attempt::Failed { busy: false };

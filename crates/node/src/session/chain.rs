@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
+    sync::atomic::Ordering,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 
 use super::{
     answer::{ACCEPT_TIMEOUT, AnswerTask, Attempt, Progress},
+    handover::Handover,
     link::{LinkError, LinkSession},
     spares::Spares,
 };
@@ -45,17 +47,24 @@ const LAPS_REMEMBERED: usize = 16;
 /// A part of the session at one stage.
 pub(super) struct Part {
     pub stage: ChainStage,
-    id: PartId,
+    pub id: PartId,
     pub session: LinkSession,
     /// What it said of itself in this epoch.
-    state: Option<PartState>,
-    is_new: bool,
-    accepted: bool,
+    pub state: Option<PartState>,
+    pub is_new: bool,
+    pub accepted: bool,
+    /// It gets the cache of the part whose place it takes, and says how far it is then.
+    pub awaits_cells: bool,
+}
+
+impl Part {
+    /// Of one that was fed nothing.
+    pub const NOTHING: PartState = PartState { have: 0, kept_from: 0, sent: 0, drew: false };
 }
 
 /// Why a part is given up.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Loss {
+pub(super) enum Loss {
     /// It is gone, or does not do its work.
     Dead,
     Busy,
@@ -65,12 +74,12 @@ enum Loss {
 
 /// The chain and what is known of it.
 pub(super) struct Run {
-    epoch: u32,
+    pub epoch: u32,
     pub parts: Vec<Part>,
-    avoid: HashMap<(NodeId, Layers), Instant>,
+    pub avoid: HashMap<(NodeId, Layers), Instant>,
     /// Tokens known before the last ones came: rows below this position are true wherever they were computed.
-    true_until: u32,
-    running: bool,
+    pub true_until: u32,
+    pub running: bool,
     /// Tokens came since the chain was put together.
     flows: bool,
     /// Chains without a new token.
@@ -83,24 +92,17 @@ pub(super) struct Run {
     turn: usize,
     orphan_since: Option<Instant>,
     pub spares: Spares,
+    pub handover: Handover,
 }
 
-/// What to do after a message, or its absence.
-enum Next {
-    Wait,
-    /// These parts are lost (by position).
-    Mend(Vec<(usize, Loss)>),
-    End(Attempt),
-}
-
-impl AnswerTask {
-    /// Runs the answer over a chain until it ends, or no chain can be had any more.
-    pub(super) async fn attempt_chain(&mut self, progress: &mut Progress) -> Attempt {
-        let mut run = Run {
+impl Run {
+    /// Of an answer of which so many tokens are known.
+    pub fn new(known: u32) -> Self {
+        Self {
             epoch: 0,
             parts: Vec::new(),
             avoid: HashMap::new(),
-            true_until: progress.tokens.len() as u32,
+            true_until: known,
             running: false,
             flows: false,
             fruitless: 0,
@@ -110,16 +112,38 @@ impl AnswerTask {
             turn: 0,
             orphan_since: None,
             spares: Spares::default(),
-        };
+            handover: Handover::default(),
+        }
+    }
+}
+
+/// What to do after a message, or its absence.
+pub(super) enum Next {
+    Wait,
+    /// These parts are lost (by position).
+    Mend(Vec<(usize, Loss)>),
+    /// This part leaves: another takes its place, and its cache.
+    HandOver(PartId),
+    End(Attempt),
+}
+
+impl AnswerTask {
+    /// Runs the answer over a chain until it ends, or no chain can be had any more.
+    pub(super) async fn attempt_chain(&mut self, progress: &mut Progress) -> Attempt {
+        let mut run = Run::new(progress.tokens.len() as u32);
         let listed = self.placement.running.begin(self.session, &self.job.model);
         let mut busy = true;
-        let mut lost = Vec::new();
+        let (mut lost, mut leaves) = (Vec::new(), None);
         loop {
             for (at, loss) in std::mem::take(&mut lost) {
                 busy &= loss == Loss::Busy;
                 self.give_up(&mut run, at, loss);
             }
             run.parts.retain(|part| !run.avoid.contains_key(&(part.stage.node, part.stage.layers)));
+            run.stays_after_all();
+            if let Some(part) = leaves.take() {
+                run.leave(part, AVOID);
+            }
             if run.fruitless >= FRUITLESS_MAX {
                 return Attempt::Failed { busy: false };
             }
@@ -133,6 +157,7 @@ impl AnswerTask {
                     }
                     continue;
                 }
+                Err(()) if run.handover.is_under_way() => continue,
                 Err(()) if progress.answered() == 0 => return Attempt::Failed { busy },
                 Err(()) if run.orphan_since.get_or_insert_with(Instant::now).elapsed() > ORPHAN_PATIENCE => {
                     return Attempt::Failed { busy };
@@ -147,6 +172,7 @@ impl AnswerTask {
             match self.follow_chain(&mut run, &listed, progress).await {
                 Next::End(attempt) => return attempt,
                 Next::Mend(which) => lost = which,
+                Next::HandOver(part) => leaves = Some(part),
                 Next::Wait => {}
             }
         }
@@ -227,12 +253,15 @@ impl AnswerTask {
                 Err(loss) => failed.push(loss),
             }
         }
+        if failed.is_empty() {
+            self.order_handover(run, progress).await;
+        }
         Ok(failed)
     }
 
     async fn rewire(&self, mut part: Part, route: Route) -> Result<Part, Loss> {
         part.state = None;
-        part.is_new = false;
+        (part.is_new, part.awaits_cells) = (false, false);
         part.session.order(Order::Rewire(route)).await.map_err(|_| Loss::Dead)?;
         Ok(part)
     }
@@ -265,7 +294,7 @@ impl AnswerTask {
             LinkError::Full => Loss::Busy,
             _ => Loss::Dead,
         })?;
-        Ok(Part { stage, id, session, state: None, is_new: true, accepted: false })
+        Ok(Part { stage, id, session, state: None, is_new: true, accepted: false, awaits_cells: false })
     }
 
     /// Starts the chain when every part has said how far it is, and follows it until it ends or breaks.
@@ -274,15 +303,27 @@ impl AnswerTask {
         if run.parts.iter().any(|part| !part.is_new) {
             deadline += REWIRE_TIMEOUT;
         }
+        deadline += run.handover.patience();
         loop {
-            let patience = deadline.saturating_duration_since(Instant::now());
+            let due = run.handover.due(run.running);
+            if due.is_some_and(|due| due <= Instant::now())
+                && let Some(next) = self.handover_due(run, progress).await
+            {
+                return next;
+            }
+            let until = due.map_or(deadline, |due| due.min(deadline));
+            let patience = until.saturating_duration_since(Instant::now());
             // Whoever keeps talking does not stop the clock.
             let next = if patience.is_zero() { None } else { timeout(patience, next_message(run)).await.ok() };
-            let Some((at, message)) = next else { return self.stood_still(run, progress) };
             let before = progress.tokens.len();
-            match self.heard(run, at, message, progress).await {
-                Next::Wait => {}
-                next => return next,
+            match next {
+                Some((at, message)) if at == run.parts.len() => run.leaving_said(message.as_ref()),
+                Some((at, message)) => match self.heard(run, at, message, progress).await {
+                    Next::Wait => {}
+                    next => return next,
+                },
+                None if deadline <= Instant::now() => return self.stood_still(run, progress),
+                None => {}
             }
             if !run.running && run.parts.iter().all(|part| part.state.is_some()) {
                 if let Some(next) = self.start(run, progress).await {
@@ -320,8 +361,8 @@ impl AnswerTask {
                 let part = &mut run.parts[at];
                 part.accepted = true;
                 // One that was told of another chain meanwhile says how far it is in answer to that.
-                if part.is_new {
-                    part.state = Some(PartState { have: 0, kept_from: 0, sent: 0, drew: false });
+                if part.is_new && !part.awaits_cells {
+                    part.state = Some(Part::NOTHING);
                 }
                 Next::Wait
             }
@@ -351,6 +392,10 @@ impl AnswerTask {
                 Attempt::Hopeless(error) => Next::End(Attempt::Hopeless(error)),
                 _ => lost(Loss::Dead),
             },
+            ToGateway::Leaves { .. } => {
+                run.handover.plan(run.parts[at].id);
+                Next::Wait
+            }
             ToGateway::Complains { epoch, complaint, .. } => self.complained(run, at, epoch, complaint),
             _ => {
                 self.placement.report(worker, super::Fault::WrongTokens);
@@ -386,7 +431,7 @@ impl AnswerTask {
         let count = run.parts.len();
         let neighbour = match complaint {
             Complaint::NextUnreachable => (at + 1) % count,
-            Complaint::BadInput => (at + count - 1) % count,
+            Complaint::BadInput | Complaint::CannotHandOver => (at + count - 1) % count,
         };
         let culprit = if run.fruitless > 2 { at } else { neighbour };
         let loss = if complaint == Complaint::BadInput { Loss::Bad } else { Loss::Dead };
@@ -427,6 +472,10 @@ impl AnswerTask {
         let recovery = recovery::plan(&states, run.true_until);
         tracing::debug!(session = ?self.session, epoch = run.epoch, ?recovery, "chain starts");
         let end = if drew { known - 1 } else { known };
+        if progress.answered() > 0 {
+            let again = recovery.parts.iter().map(|part| u64::from(end.saturating_sub(part.keep))).sum();
+            self.placement.counters.rows_again.fetch_add(again, Ordering::Relaxed);
+        }
         let mut orders: Vec<(usize, Order)> = Vec::new();
         for (at, restart) in recovery.parts.iter().enumerate().rev() {
             orders.push((at, Order::Start { keep: restart.keep, send_from: restart.send_from }));
@@ -443,6 +492,7 @@ impl AnswerTask {
                 return Some(Next::Mend(vec![(at, Loss::Dead)]));
             }
         }
+        run.handover.is_done();
         run.running = true;
         run.last_token = Instant::now();
         None
@@ -458,6 +508,11 @@ async fn next_message(run: &mut Run) -> (usize, Option<ToGateway>) {
                 run.turn = at + 1;
                 return Poll::Ready((at, message));
             }
+        }
+        if let Some(leaving) = run.handover.leaving()
+            && let Poll::Ready(message) = leaving.session.messages.poll_recv(context)
+        {
+            return Poll::Ready((count, message));
         }
         Poll::Pending
     })

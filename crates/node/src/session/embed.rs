@@ -171,6 +171,7 @@ impl EmbedTask {
                 | ToGateway::Embedded { .. }
                 | ToGateway::Tokens { .. }
                 | ToGateway::Rewired { .. }
+                | ToGateway::Leaves { .. }
                 | ToGateway::Complains { .. }
                 | ToGateway::Finished { .. } => {
                     self.placement.report(lease.worker, Fault::WrongVectors);

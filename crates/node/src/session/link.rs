@@ -166,7 +166,8 @@ impl Routes {
             ToGateway::Accepted { session, .. }
             | ToGateway::Tokens { session, .. }
             | ToGateway::Rewired { session, .. }
-            | ToGateway::Complains { session, .. } => (*session, false),
+            | ToGateway::Complains { session, .. }
+            | ToGateway::Leaves { session } => (*session, false),
             ToGateway::Finished { session, .. }
             | ToGateway::Refused { session, .. }
             | ToGateway::Embedded { session, .. } => (*session, true),

@@ -7,6 +7,7 @@
 pub mod answer;
 mod chain;
 pub mod embed;
+mod handover;
 pub mod keys;
 pub mod link;
 pub mod links;
@@ -37,6 +38,8 @@ pub enum Fault {
     WrongTokens,
     #[error("rows of another width, out of order, or no numbers")]
     BadRows,
+    #[error("cells of a cache of another layout, out of order, or no numbers")]
+    BadCells,
     #[error("vectors of another number or length than asked for")]
     WrongVectors,
     #[error("a signed record that does not hold")]

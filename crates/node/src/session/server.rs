@@ -11,7 +11,11 @@ use opengrid_protocol::{
     pipeline::Order,
     session::{Embed, Open, Refusal, ToGateway, ToWorker},
 };
-use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -38,6 +42,9 @@ pub trait Backend: Send + Sync {
 
     /// A session began or ended.
     fn load_changed(&self);
+
+    /// Changes with what is served, and may otherwise.
+    fn changes(&self) -> watch::Receiver<u64>;
 }
 
 /// A gateway that opens no session for so long has forgotten the channel.

@@ -6,7 +6,7 @@ use opengrid_protocol::{
     beacon::{Beacon, Class, Features, StageBeacon},
     content::{ContentRequest, ContentResponse, Manifest},
     invite::Invite,
-    pipeline::{Carried, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, ToStage},
+    pipeline::{Carried, Cells, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, ToStage},
     sealing_key::SealingKey,
     session::{Embed, Finish, Open, Refusal, Tier, ToGateway, ToWorker, Token, TokenOut, Usage},
 };
@@ -110,6 +110,8 @@ fn order() -> impl Strategy<Value = Order> {
         (any::<u32>(), vec(any::<Token>(), 0..20)).prop_map(|(from, tokens)| Order::Feed { from, tokens }),
         Just(Order::Again),
         vec(node(), 0..4).prop_map(Order::Meet),
+        (route(), any::<u32>()).prop_map(|(Route { epoch, next: to, .. }, until)| Order::HandOver { to, epoch, until }),
+        node().prop_map(|from| Order::TakeOver { from }),
     ]
 }
 
@@ -117,6 +119,8 @@ pub fn to_stage() -> impl Strategy<Value = ToStage> {
     let carried = prop_oneof![
         vec(any::<u8>(), 0..200).prop_map(|rows| Carried::Rows(rows.into())),
         vec(any::<Token>(), 0..20).prop_map(Carried::Tokens),
+        (any::<[u8; 16]>(), any::<u32>(), vec(any::<u8>(), 0..200))
+            .prop_map(|(layout, of, cells)| Carried::Cells(Cells { layout, of, cells: cells.into() })),
     ];
     (part(), any::<u32>(), any::<u32>(), carried).prop_map(|(part, epoch, from, carried)| ToStage {
         part,
@@ -179,9 +183,17 @@ pub fn to_gateway() -> impl Strategy<Value = ToGateway> {
                 ToGateway::Rewired { session, epoch, state: PartState { have, kept_from, sent, drew } }
             }
         ),
-        (session(), any::<u32>(), prop_oneof![Just(Complaint::NextUnreachable), Just(Complaint::BadInput)])
-            .prop_map(|(session, epoch, complaint)| ToGateway::Complains { session, epoch, complaint }),
+        (session(), any::<u32>(), complaint()).prop_map(|(session, epoch, complaint)| ToGateway::Complains {
+            session,
+            epoch,
+            complaint
+        }),
+        session().prop_map(|session| ToGateway::Leaves { session }),
     ]
+}
+
+fn complaint() -> impl Strategy<Value = Complaint> {
+    prop_oneof![Just(Complaint::NextUnreachable), Just(Complaint::BadInput), Just(Complaint::CannotHandOver)]
 }
 
 prop_compose! {
