@@ -169,9 +169,10 @@ impl Hub {
         Ok(registered)
     }
 
-    /// Bytes that the parts keep, those of standbys included, and how many parts there are.
+    /// Bytes that parts and standbys keep, and how many of them there are.
     pub fn kept(&self) -> (usize, usize) {
-        (self.kept.load(Ordering::Relaxed) + self.standbys.bytes(), self.parts.lock().len())
+        let (bytes, standbys) = self.standbys.kept();
+        (self.kept.load(Ordering::Relaxed) + bytes, self.parts.lock().len() + standbys)
     }
 
     /// Whether this node takes part in sending rows ahead.

@@ -161,9 +161,10 @@ impl Standbys {
         })
     }
 
-    /// Bytes that are kept.
-    pub fn bytes(&self) -> usize {
-        self.kept.lock().values().map(|kept| kept.bytes).sum()
+    /// Bytes that are kept, and by how many standbys.
+    pub fn kept(&self) -> (usize, usize) {
+        let all = self.kept.lock();
+        (all.values().map(|kept| kept.bytes).sum(), all.len())
     }
 
     fn has(&self, guard: &Guard<'_>) -> bool {

@@ -85,11 +85,11 @@ fn only_the_named_sender_fills_a_standby_and_only_its_gateway_opens_it() {
     assert_eq!(standbys.put(node(3), rows(5, 0, 1)), Put::Foreign);
     assert_eq!(standbys.put(node(2), rows(5, 0, 3)), Put::Kept, "a stranger did no harm");
     assert_eq!(standbys.put(node(2), rows(5, 3, 2)), Put::Kept);
-    assert_eq!(standbys.bytes(), 5 * ROW);
+    assert_eq!(standbys.kept().0, 5 * ROW);
     assert_eq!(taken(&standbys, node(9), 5, layers()), 0, "another gateway");
     assert_eq!(taken(&standbys, node(1), 5, Layers::new(10, 30).unwrap()), 0, "other layers");
     assert_eq!(taken(&standbys, node(1), 5, layers()), 5 * ROW);
-    assert!(!standbys.has(&guard) && standbys.bytes() == 0);
+    assert!(!standbys.has(&guard) && standbys.kept().0 == 0);
     assert_eq!(standbys.put(node(2), rows(5, 5, 1)), Put::Unknown, "it was opened meanwhile");
 }
 
@@ -107,7 +107,7 @@ fn rows_that_cannot_be_used_end_a_standby() {
         let guard = standbys.add(node(1), &asked(5), Arc::new(Rows)).unwrap();
         assert_eq!(standbys.put(node(2), rows(5, 0, 1)), Put::Kept);
         assert_eq!(standbys.put(node(2), message.clone()), Put::Bad, "{message:?}");
-        assert!(!standbys.has(&guard) && standbys.bytes() == 0);
+        assert!(!standbys.has(&guard) && standbys.kept().0 == 0);
     }
 }
 
@@ -130,14 +130,14 @@ fn memory_is_bounded_and_given_back() {
         let gateway = node(id / 3);
         let guard = standbys.add(gateway, &asked(id), Arc::new(Rows)).unwrap();
         let full = (0..35).find(|at| standbys.put(node(2), rows(id, at * piece as u32, piece)) != Put::Kept);
-        assert!(standbys.bytes() <= ALL_BYTES_MAX);
+        assert!(standbys.kept().0 <= ALL_BYTES_MAX);
         guards.push((guard, full));
     }
     let of_one = (BYTES_OF_ONE_MAX / STANDBY_BYTES_MAX).min(3);
     assert!(guards[..of_one].iter().all(|(_, full)| full.is_none()));
     assert!(guards.iter().any(|(_, full)| full.is_some()), "one gateway cannot have all of it");
     drop(guards);
-    assert_eq!(standbys.bytes(), 0, "nothing outlives who asked for it");
+    assert_eq!(standbys.kept().0, 0, "nothing outlives who asked for it");
     let many: Vec<_> = (0..=u8::MAX).map(|id| standbys.add(node(1), &asked(id), Arc::new(Rows)).is_ok()).collect();
     assert!(many.iter().all(|added| *added), "each guard was dropped at once");
     let held: Vec<_> = (0..=u8::MAX).map_while(|id| standbys.add(node(1), &asked(id), Arc::new(Rows)).ok()).collect();
