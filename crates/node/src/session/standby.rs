@@ -41,12 +41,15 @@ struct Standby {
     told: u32,
 }
 
+/// A session that asks for rows to be kept, open or not to be had.
+type Opened = (Role, Option<(PartId, LinkSession)>);
+
 /// The standbys of one chain.
 #[derive(Default)]
 pub(super) struct Standbys {
     ready: Vec<Standby>,
     opening: Vec<Role>,
-    opened: FuturesUnordered<BoxFuture<'static, (Role, Option<(PartId, LinkSession)>)>>,
+    opened: FuturesUnordered<BoxFuture<'static, Opened>>,
 }
 
 impl Standbys {
