@@ -35,6 +35,8 @@ pub struct Metrics {
     handovers: Counter,
     handovers_failed: Counter,
     rows_again: Counter,
+    ahead_bytes: Counter,
+    ahead_rows_used: Counter,
 }
 
 impl Default for Metrics {
@@ -74,6 +76,9 @@ impl Default for Metrics {
             counter(&mut registry, "handovers_failed", "Caches of sessions that came damaged, or not at all");
         let rows_again =
             counter(&mut registry, "rows_again", "Rows that stages computed again for answers of this node's gateway");
+        let ahead_bytes = counter(&mut registry, "ahead_bytes", "Bytes of rows sent ahead to standbys of other nodes");
+        let ahead_rows_used =
+            counter(&mut registry, "ahead_rows_used", "Rows sent ahead that a part began with here, for a lost one");
         Self {
             registry: Mutex::new(registry),
             faults,
@@ -94,6 +99,8 @@ impl Default for Metrics {
             handovers,
             handovers_failed,
             rows_again,
+            ahead_bytes,
+            ahead_rows_used,
         }
     }
 }
@@ -125,6 +132,9 @@ impl Metrics {
         catch_up(&self.handovers, handovers.taken.load(Ordering::Relaxed));
         catch_up(&self.handovers_failed, handovers.failed.load(Ordering::Relaxed));
         catch_up(&self.rows_again, node.placement.counters.rows_again.load(Ordering::Relaxed));
+        let ahead = &node.hub.ahead;
+        catch_up(&self.ahead_bytes, ahead.sent_bytes.load(Ordering::Relaxed));
+        catch_up(&self.ahead_rows_used, ahead.used_rows.load(Ordering::Relaxed));
         let mut text = String::new();
         if let Ok(registry) = self.registry.lock() {
             // Writing to a String does not fail.

@@ -22,9 +22,10 @@ use super::{
     handover::Handover,
     link::{LinkError, LinkSession},
     spares::Spares,
+    standby::Standbys,
 };
 use crate::{
-    chains::{self, ChainStage},
+    chains::{self, ChainStage, Joins},
     pipeline::recovery,
     running::Listed,
 };
@@ -53,6 +54,8 @@ pub(super) struct Part {
     pub state: Option<PartState>,
     pub is_new: bool,
     pub accepted: bool,
+    /// It said how far it is when it was opened.
+    pub said: bool,
     /// It gets the cache of the part whose place it takes, and says how far it is then.
     pub awaits_cells: bool,
 }
@@ -93,6 +96,7 @@ pub(super) struct Run {
     orphan_since: Option<Instant>,
     pub spares: Spares,
     pub handover: Handover,
+    pub standbys: Standbys,
 }
 
 impl Run {
@@ -113,6 +117,7 @@ impl Run {
             orphan_since: None,
             spares: Spares::default(),
             handover: Handover::default(),
+            standbys: Standbys::default(),
         }
     }
 }
@@ -179,7 +184,11 @@ impl AnswerTask {
     }
 
     fn give_up(&self, run: &mut Run, at: usize, loss: Loss) {
-        let Some(stage) = run.parts.get(at).map(|part| part.stage) else { return };
+        let Some((stage, id)) = run.parts.get(at).map(|part| (part.stage, part.id)) else { return };
+        // What it sent ahead is believed no more than what it sent.
+        if loss == Loss::Bad {
+            run.standbys.keep(|sender| sender != id);
+        }
         tracing::debug!(worker = %stage.node.short(), layers = %stage.layers, "stage lost");
         self.avoid(run, stage, loss);
         self.placement.failed_over(loss == Loss::Busy);
@@ -203,12 +212,16 @@ impl AnswerTask {
         let now = Instant::now();
         run.avoid.retain(|_, until| *until > now);
         let (parts, avoid) = (&run.parts, &run.avoid);
-        let has = |node: NodeId, layers: Layers| {
-            parts.iter().any(|part| (part.stage.node, part.stage.layers) == (node, layers))
+        let joins = |node: NodeId, layers: Layers| match () {
+            () if parts.iter().any(|part| (part.stage.node, part.stage.layers) == (node, layers)) => Joins::Has,
+            () if run.standbys.has(node, layers) => Joins::Prepared,
+            () => Joins::Anew,
         };
         let avoided = |node: NodeId| avoid.keys().any(|(other, _)| *other == node);
-        let chain = self.placement.chain(self.model, &progress.tokens, self.needs(progress), has, avoided).ok_or(())?;
+        let chain =
+            self.placement.chain(self.model, &progress.tokens, self.needs(progress), joins, avoided).ok_or(())?;
         run.epoch += 1;
+        let mut prepared = Vec::new();
         (run.running, run.flows) = (false, false);
         run.spares = Spares::default();
         let hops: Vec<Hop> = chain
@@ -216,7 +229,16 @@ impl AnswerTask {
             .map(|stage| {
                 let known =
                     run.parts.iter().find(|part| part.stage.node == stage.node && part.stage.layers == stage.layers);
-                Hop { node: stage.node, part: known.map_or_else(|| PartId(rand::random()), |part| part.id) }
+                // One that takes over a cache must not begin with rows.
+                let part = known.map(|part| part.id).or_else(|| {
+                    if run.handover.is_under_way() {
+                        return None;
+                    }
+                    let (id, session) = run.standbys.take(stage.node, stage.layers)?;
+                    prepared.push(session);
+                    Some(id)
+                });
+                Hop { node: stage.node, part: part.unwrap_or_else(|| PartId(rand::random())) }
             })
             .collect();
         let mut before: Vec<Part> = std::mem::take(&mut run.parts);
@@ -244,6 +266,8 @@ impl AnswerTask {
             }
         }))
         .await;
+        // Behind the openings, which take what they keep.
+        drop(prepared);
         progress.attempts += count as u64;
         tracing::debug!(session = ?self.session, epoch, "orders and openings sent");
         let mut failed = Vec::new();
@@ -253,6 +277,7 @@ impl AnswerTask {
                 Err(loss) => failed.push(loss),
             }
         }
+        run.standbys.keep(|sender| run.parts.iter().any(|part| part.id == sender));
         if failed.is_empty() {
             self.order_handover(run, progress).await;
         }
@@ -294,7 +319,7 @@ impl AnswerTask {
             LinkError::Full => Loss::Busy,
             _ => Loss::Dead,
         })?;
-        Ok(Part { stage, id, session, state: None, is_new: true, accepted: false, awaits_cells: false })
+        Ok(Part { stage, id, session, state: None, is_new: true, accepted: false, said: false, awaits_cells: false })
     }
 
     /// Starts the chain when every part has said how far it is, and follows it until it ends or breaks.
@@ -314,7 +339,7 @@ impl AnswerTask {
             let until = due.map_or(deadline, |due| due.min(deadline));
             let patience = until.saturating_duration_since(Instant::now());
             // Whoever keeps talking does not stop the clock.
-            let next = if patience.is_zero() { None } else { timeout(patience, next_message(run)).await.ok() };
+            let next = if patience.is_zero() { None } else { timeout(patience, self.next_message(run)).await.ok() };
             let before = progress.tokens.len();
             match next {
                 Some((at, message)) if at == run.parts.len() => run.leaving_said(message.as_ref()),
@@ -337,6 +362,17 @@ impl AnswerTask {
                 listed.advanced(progress.answered(), run.laps.last().copied().unwrap_or_default());
                 deadline = Instant::now() + self.patience(run, progress);
                 self.meet_spares(run, progress).await;
+                self.advance_standbys(run).await;
+            }
+        }
+    }
+
+    /// The next message of a part; meanwhile standbys come in.
+    async fn next_message(&self, run: &mut Run) -> (usize, Option<ToGateway>) {
+        loop {
+            tokio::select! {
+                message = next_message(&mut run.parts, &mut run.handover, &mut run.turn) => return message,
+                () = run.standbys.opened() => self.advance_standbys(run).await,
             }
         }
     }
@@ -358,17 +394,16 @@ impl AnswerTask {
         match message {
             ToGateway::Heartbeat => Next::Wait,
             ToGateway::Accepted { .. } if !run.parts[at].accepted => {
-                let part = &mut run.parts[at];
-                part.accepted = true;
-                // One that was told of another chain meanwhile says how far it is in answer to that.
-                if part.is_new && !part.awaits_cells {
-                    part.state = Some(Part::NOTHING);
-                }
+                run.parts[at].accepted = true;
                 Next::Wait
             }
             ToGateway::Rewired { epoch, state, .. } => {
-                if epoch == run.epoch && !run.running {
-                    run.parts[at].state = Some(state);
+                let part = &mut run.parts[at];
+                let is_first = !std::mem::replace(&mut part.said, true);
+                // One that takes over says more once it has the cells.
+                let is_whole = !(is_first && part.awaits_cells);
+                if epoch == run.epoch && !run.running && is_whole {
+                    part.state = Some(state);
                 }
                 Next::Wait
             }
@@ -500,16 +535,16 @@ impl AnswerTask {
 }
 
 /// The next message of any part, in turn, or that its channel closed.
-async fn next_message(run: &mut Run) -> (usize, Option<ToGateway>) {
-    let count = run.parts.len();
+async fn next_message(parts: &mut [Part], handover: &mut Handover, turn: &mut usize) -> (usize, Option<ToGateway>) {
+    let count = parts.len();
     poll_fn(|context| {
-        for at in (run.turn..run.turn + count).map(|at| at % count) {
-            if let Poll::Ready(message) = run.parts[at].session.messages.poll_recv(context) {
-                run.turn = at + 1;
+        for at in (*turn..*turn + count).map(|at| at % count) {
+            if let Poll::Ready(message) = parts[at].session.messages.poll_recv(context) {
+                *turn = at + 1;
                 return Poll::Ready((at, message));
             }
         }
-        if let Some(leaving) = run.handover.leaving()
+        if let Some(leaving) = handover.leaving()
             && let Poll::Ready(message) = leaving.session.messages.poll_recv(context)
         {
             return Poll::Ready((count, message));

@@ -13,7 +13,7 @@ use super::{
     answer::{AnswerTask, Progress},
     chain::{Next, Part, Run},
 };
-use crate::chains::ChainStage;
+use crate::chains::{ChainStage, Joins};
 
 /// While the chain still runs, channels to the one that comes in are opened for so long.
 const MEET: Duration = Duration::from_millis(300);
@@ -124,7 +124,7 @@ impl Run {
         let Some(heir) = heir.and_then(|heir| self.at(heir)).map(|at| &mut self.parts[at]) else { return };
         tracing::debug!(worker = %heir.stage.node.short(), "no cache comes");
         heir.awaits_cells = false;
-        if heir.accepted {
+        if heir.said {
             heir.state.get_or_insert(Part::NOTHING);
         }
     }
@@ -135,7 +135,8 @@ impl AnswerTask {
     fn heir(&self, run: &Run, at: usize, progress: &Progress) -> Option<ChainStage> {
         let leaves = run.parts[at].stage;
         let has = |node, layers| {
-            node != leaves.node && run.parts.iter().any(|part| (part.stage.node, part.stage.layers) == (node, layers))
+            let stays = |part: &Part| (part.stage.node, part.stage.layers) == (node, layers);
+            if node != leaves.node && run.parts.iter().any(stays) { Joins::Has } else { Joins::Anew }
         };
         let avoided = |node| node == leaves.node || run.avoid.keys().any(|(other, _)| *other == node);
         let chain = self.placement.chain(self.model, &progress.tokens, self.needs(progress), has, avoided)?;
@@ -236,7 +237,7 @@ mod tests {
         };
         let stage = ChainStage { node, layers, class: Class::Approximate, visit_us: 1, prefill_us: 1 };
         let session = link.open_part(opening).await.unwrap();
-        Part { stage, id, session, state: None, is_new: false, accepted: true, awaits_cells: false }
+        Part { stage, id, session, state: None, is_new: false, accepted: true, said: true, awaits_cells: false }
     }
 
     /// Part 1 of the parts 1 and 2 leaves, and part 3 takes its place.
