@@ -70,8 +70,8 @@ enum Happening {
     Came(Option<Incoming>),
     /// `None`: the channel to the next part is closed.
     MaySend(Option<mpsc::OwnedPermit<ToStage>>),
-    /// What is served here changed.
-    Changed,
+    /// No session of this stage is taken here any more.
+    StageLeaves,
     /// `None`: the channel to the part that takes this one's place is closed.
     MayGive(Option<mpsc::OwnedPermit<ToStage>>),
     /// So many bytes may go ahead to a standby, by the clock.
@@ -230,7 +230,7 @@ impl Part {
                 Happening::Came(Some(Incoming::Faulty(_))) => {}
                 Happening::MaySend(Some(permit)) => self.send(permit),
                 Happening::MaySend(None) => self.complain(Complaint::NextUnreachable).await?,
-                Happening::Changed => self.notice_leaving().await?,
+                Happening::StageLeaves => self.tell_leaving().await?,
                 Happening::MayGive(permit) => self.give_next(permit).await?,
                 Happening::GoesAhead(bytes) => self.go_ahead(bytes),
             }
@@ -252,7 +252,9 @@ impl Part {
             incoming = self.registered.inbox.recv(), if takes => Happening::Came(incoming),
             permit = next.clone().reserve_owned(), if sends => Happening::MaySend(permit.ok()),
             permit = heir.reserve_owned(), if gives => Happening::MayGive(permit.ok()),
-            Ok(()) = self.changes.changed(), if !self.told_leaving => Happening::Changed,
+            () = cells::stage_leaves(&mut self.changes, &*self.backend, self.model, self.layers), if !self.told_leaving => {
+                Happening::StageLeaves
+            }
             // What was handed over may be lost.
             () = next.closed(), if self.flow.sends() && self.used_next => Happening::MaySend(None),
             () = sleep_until(self.ahead_after.into()), if ahead.is_some() => Happening::GoesAhead(ahead.unwrap_or(0)),

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use opengrid_protocol::pipeline::{Cells, Hop};
 
 use super::*;
-use crate::pipeline::handover::{Pieces, Reserved};
+use crate::{
+    pipeline::handover::{Pieces, Reserved},
+    session::server::Backend,
+};
 
 /// A cache that leaves.
 pub(super) struct Giving {
@@ -38,12 +41,24 @@ enum Unusable {
     NoRoom,
 }
 
-impl Part {
-    /// Tells the gateway once that the node does not take sessions of this stage any more.
-    pub(super) async fn notice_leaving(&mut self) -> Result<(), Ended> {
-        if self.backend.stage(self.model, self.layers).is_ok() {
-            return Ok(());
+/// Returns when a stage takes no more sessions here.
+pub(super) async fn stage_leaves(
+    changes: &mut watch::Receiver<u64>,
+    backend: &dyn Backend,
+    model: ModelRoot,
+    layers: Layers,
+) {
+    while changes.changed().await.is_ok() {
+        if backend.stage(model, layers).is_err() {
+            return;
         }
+    }
+    std::future::pending().await
+}
+
+impl Part {
+    /// Tells the gateway, once.
+    pub(super) async fn tell_leaving(&mut self) -> Result<(), Ended> {
         self.told_leaving = true;
         self.tell(ToGateway::Leaves { session: self.session }).await
     }
