@@ -70,13 +70,16 @@ impl Peer {
         direct.or(self.connections.last()).map(|connection| connection.id)
     }
 
-    /// The UDP socket of the program behind the best connection, where that is surely its own: one at which it says that
-    /// it listens, no hole in a NAT.
+    /// The UDP socket of the program behind a direct connection, where that is surely its own: one at which it says that it
+    /// listens, no hole in a NAT. A stream may go over another connection than the best one of now.
     pub fn socket(&self) -> Option<SocketAddr> {
-        let best = self.best_connection()?;
-        let connection = self.connections.iter().find(|connection| connection.id == best && !connection.relayed)?;
-        let socket = address::udp_socket(&connection.remote)?;
-        self.addresses.iter().any(|claimed| address::udp_socket(claimed) == Some(socket)).then_some(socket)
+        let claims = |socket| self.addresses.iter().any(|claimed| address::udp_socket(claimed) == Some(socket));
+        let own = |connection: &Connection| {
+            let socket = address::udp_socket(&connection.remote).filter(|socket| claims(*socket))?;
+            Some((connection.heard, socket))
+        };
+        let direct = self.connections.iter().filter(|connection| !connection.relayed);
+        direct.filter_map(own).max_by_key(|(heard, _)| *heard).map(|(_, socket)| socket)
     }
 
     fn info(&self) -> PeerInfo {
@@ -244,6 +247,24 @@ mod tests {
         assert!(table.closed(&peer, ConnectionId::new_unchecked(3)));
         assert_eq!(table.len(), 0);
         assert!(!table.closed(&peer, ConnectionId::new_unchecked(3)), "a second report of the end changes nothing");
+    }
+
+    #[test]
+    fn the_socket_is_one_at_which_the_peer_says_that_it_listens() {
+        let mut table = PeerTable::default();
+        let (peer, node) = (PeerId::random(), NodeId([1; 32]));
+        let quic = |port: u16| format!("/ip4/198.51.100.7/udp/{port}/quic-v1").parse::<Multiaddr>().unwrap();
+        let over = |id, port, relayed| Connection { remote: quic(port), ..connection(id, relayed) };
+        table.opened(peer, node, over(1, 4470, false));
+        let socket = |table: &PeerTable| table.get(&peer).unwrap().socket().map(|socket| socket.port());
+        assert_eq!(socket(&table), None, "a hole in a NAT, as far as is known");
+        table.peers.get_mut(&peer).unwrap().addresses = vec![quic(4470), quic(4472)];
+        assert_eq!(socket(&table), Some(4470));
+        // Heard last, but over TCP, or not at its own port, or over a relay.
+        table.opened(peer, node, connection(2, false));
+        table.opened(peer, node, over(3, 4471, false));
+        table.opened(peer, node, over(4, 4472, true));
+        assert_eq!(socket(&table), Some(4470));
     }
 
     #[test]

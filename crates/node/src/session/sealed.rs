@@ -37,9 +37,9 @@ use crate::pipeline::hub::Hub;
 const HELLO_BYTES_MAX: usize = RECORD_BYTES_MAX;
 /// How long the other side may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// A heartbeat is missing, or late: a reason to ask, not yet to give up.
-const MISSED_MS: u64 = HEARTBEAT_MS + 100;
-const WATCH_EVERY: Duration = Duration::from_millis(50);
+/// A heartbeat is missing, or late: a reason to ask, which costs one byte, not yet to give up.
+const MISSED_MS: u64 = HEARTBEAT_MS + 30;
+const WATCH_EVERY: Duration = Duration::from_millis(20);
 /// Writing one frame to a live peer never takes this long; afterwards the channel counts as dead.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -393,7 +393,8 @@ async fn watch(life: &SignsOfLife, routes: &Routes, is_gone: IsGone) -> ChannelE
         if silent_ms > SILENCE_MS_MAX {
             return ChannelEnd::Silent(silent_ms);
         }
-        if silent_ms > MISSED_MS && is_gone().await {
+        let left = Duration::from_millis(SILENCE_MS_MAX - silent_ms);
+        if silent_ms > MISSED_MS && timeout(left, is_gone()).await.unwrap_or(false) {
             return ChannelEnd::Gone;
         }
     }
