@@ -12,7 +12,7 @@ import wan as laboratory
 from figures import Figure, percentile, plain
 from wan_grid import FACTS, ask, chain, restart, story
 
-KILLS, HOLES = 20, 10
+KILLS, HOLES = 50, 20
 STALL_RTT_MS = 100
 STALL_MAX_S = {"killed": 2, "black hole": 4}
 # A stage dies once in so many steps, at a moment drawn anew; so many steps are taken.

@@ -34,6 +34,12 @@ pub fn session_messages(data: &[u8]) {
             {
                 assert!((1..=PROMPT_TOKENS_MAX).contains(&tokens.len()) && from <= POSITIONS_MAX);
             }
+            Some(ToWorker::Standby(standby)) if standby.check().is_ok() => assert!(standby.layers.from() > 0),
+            Some(ToWorker::Order { order: Order::Prepare { standby, until }, .. })
+                if (Order::Prepare { standby, until }).check().is_ok() =>
+            {
+                assert!(until <= POSITIONS_MAX);
+            }
             _ => {}
         },
         1 => drop(decode::<ToGateway>(bytes)),

@@ -218,6 +218,8 @@ pub struct Limits {
     pub body_kb: u32,
     /// Connections to peers.
     pub connections: u32,
+    /// Rows that go ahead to nodes which would come in for a lost stage, in KiB per second.
+    pub standby_kb_per_s: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -163,6 +163,8 @@ async fn serve(
             ToWorker::OpenPart(part) => {
                 let session = part.session;
                 outgoing.send(ToGateway::Accepted { session, queued: 0 }).await.ok()?;
+                let (epoch, state) = (part.route.epoch, PartState { have: 0, kept_from: 0, sent: 0, drew: false });
+                outgoing.send(ToGateway::Rewired { session, epoch, state }).await.ok()?;
                 let network = network.borrow().clone()?;
                 tokio::spawn(cheat_on(*part, network, rows.clone(), fed.clone(), cheat));
             }

@@ -51,6 +51,16 @@ impl ChainStage {
     }
 }
 
+/// What a stage has of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joins {
+    /// It takes part.
+    Has,
+    /// It has rows, not computed yet.
+    Prepared,
+    Anew,
+}
+
 /// What a chain as a whole computes: stages of the same layers and classes continue each other's answers bit for bit.
 pub fn class_of(chain: &[ChainStage]) -> Class {
     let mut hash = blake3::Hasher::new_derive_key("opengrid 2026 class of a chain of stages");
@@ -73,22 +83,22 @@ pub fn patience(chain: &[ChainStage], rows: usize) -> (Duration, Duration) {
 }
 
 impl Placement {
-    /// The chain for a session whose tokens are `tokens`. Stages for which `has` says yes have it already. `None` where the
-    /// live stages that can take it leave a gap.
+    /// The chain for a session whose tokens are `tokens`; `joins` says what stages have of it. `None` where the live stages
+    /// that can take it leave a gap.
     pub fn chain(
         &self,
         model: ModelRoot,
         tokens: &[Token],
         needed: Needs,
-        has: impl Fn(NodeId, Layers) -> bool,
+        joins: impl Fn(NodeId, Layers) -> Joins,
         avoid: impl Fn(NodeId) -> bool,
     ) -> Option<Vec<ChainStage>> {
         let chain = |out: &dyn Fn(NodeId) -> bool| {
             let (offered, layer_count, delays) = self.offered(model, |node, beacon, stage| {
                 let free = beacon.slots_busy < beacon.slots && !beacon.draining;
-                !out(node) && can(beacon, needed) && (free || has(node, stage.layers))
+                !out(node) && can(beacon, needed) && (free || joins(node, stage.layers) == Joins::Has)
             })?;
-            shortest(&offered, layer_count, &delays, tokens.len(), &has)
+            shortest(&offered, layer_count, &delays, tokens.len(), &joins)
         };
         chain(&|node| avoid(node) || self.is_suspected(node))
             // Only they are left, and some came back.
@@ -172,17 +182,21 @@ fn shortest(
     layer_count: u32,
     delays: &Ways,
     rows: usize,
-    has: &impl Fn(NodeId, Layers) -> bool,
+    joins: &impl Fn(NodeId, Layers) -> Joins,
 ) -> Option<Vec<ChainStage>> {
     let offers: Vec<Offer<NodeId>> = offered
         .iter()
         .map(|stage| {
-            let begins_us = JOIN_US + stage.prefill_us * rows as u64;
+            let computes_us = stage.prefill_us * rows as u64;
             Offer {
                 node: stage.node,
                 layers: stage.layers,
                 visit_us: stage.visit_us,
-                join_us: if has(stage.node, stage.layers) { 0 } else { begins_us / LAPS_ASSUMED },
+                join_us: match joins(stage.node, stage.layers) {
+                    Joins::Has => 0,
+                    Joins::Prepared => computes_us / LAPS_ASSUMED,
+                    Joins::Anew => (JOIN_US + computes_us) / LAPS_ASSUMED,
+                },
             }
         })
         .collect();

@@ -29,6 +29,8 @@ pub struct NodeConfig {
     pub memory_percent: u32,
     /// Most memory for one model or stage, in bytes; `None`: what the percentage gives.
     pub memory_bytes: Option<u64>,
+    /// Rows of running sessions leave no faster for nodes that would come in for a lost stage; 0: none do, and none are kept.
+    pub ahead_bytes_per_s: u64,
     /// How long running sessions may take to end after SIGTERM.
     pub grace: Duration,
 }

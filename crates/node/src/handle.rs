@@ -235,7 +235,7 @@ pub struct Status {
     pub tokens_generated: u64,
     /// Answers of this gateway that go through several stages.
     pub pipelines: Vec<PipelineRow>,
-    /// Parts of sessions that this node's stages run, and what they keep to be sent again, in bytes.
+    /// Parts of sessions that this node's stages run, standbys included, and what they keep to be sent again, in bytes.
     pub parts: usize,
     pub parts_kept_bytes: usize,
 }

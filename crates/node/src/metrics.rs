@@ -32,6 +32,8 @@ pub struct Metrics {
     laps_missed: Counter,
     guesses: Counter,
     guesses_true: Counter,
+    ahead_bytes: Counter,
+    ahead_rows_used: Counter,
 }
 
 impl Default for Metrics {
@@ -65,6 +67,9 @@ impl Default for Metrics {
         let laps_missed = counter(&mut registry, "laps_missed", "Laps with a guess that did not come true");
         let guesses = counter(&mut registry, "guesses", "Guesses at next tokens that laps carried");
         let guesses_true = counter(&mut registry, "guesses_true", "Guesses that came true");
+        let ahead_bytes = counter(&mut registry, "ahead_bytes", "Bytes of rows sent ahead to standbys of other nodes");
+        let ahead_rows_used =
+            counter(&mut registry, "ahead_rows_used", "Rows sent ahead that a part began with here, for a lost one");
         Self {
             registry: Mutex::new(registry),
             faults,
@@ -82,6 +87,8 @@ impl Default for Metrics {
             laps_missed,
             guesses,
             guesses_true,
+            ahead_bytes,
+            ahead_rows_used,
         }
     }
 }
@@ -109,6 +116,9 @@ impl Metrics {
         catch_up(&self.laps_missed, laps.missed.load(Ordering::Relaxed));
         catch_up(&self.guesses, laps.guesses.load(Ordering::Relaxed));
         catch_up(&self.guesses_true, laps.came_true.load(Ordering::Relaxed));
+        let ahead = &node.hub.ahead;
+        catch_up(&self.ahead_bytes, ahead.sent_bytes.load(Ordering::Relaxed));
+        catch_up(&self.ahead_rows_used, ahead.used_rows.load(Ordering::Relaxed));
         let mut text = String::new();
         if let Ok(registry) = self.registry.lock() {
             // Writing to a String does not fail.

@@ -91,8 +91,8 @@ impl Node {
         let (faults, fault_reports) = fault_sink();
         let serving = Arc::new(Serving::default());
         let keys = Arc::new(Mutex::new(KeyRing::new(secret, clock::now_ms())));
-        let hub = Hub::new(network.clone(), keys.clone(), faults.clone(), tasks.clone(), cancel.clone());
         let carried = (tasks.clone(), cancel.clone());
+        let hub = Hub::new(network.clone(), keys.clone(), faults.clone(), config.ahead_bytes_per_s, carried.clone());
         let links = Links::new(network.clone(), serving.clone(), hub.clone(), faults.clone(), carried);
         let placement = Arc::new(Placement::new(network.clone(), links, faults.clone()));
         let skew = Arc::new(Skew::default());

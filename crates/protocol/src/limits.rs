@@ -58,6 +58,8 @@ pub const LAYERS_MAX: u16 = 4_096;
 pub const STAGES_MAX: usize = 64;
 /// Most nodes that a stage is told to meet at once.
 pub const SPARES_MAX: usize = 8;
+/// Rows of one session that a standby takes, in bytes.
+pub const STANDBY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Rows in one message from stage to stage, in bytes: with its envelope it fits a frame.
 pub const ROWS_BYTES_MAX: usize = 960 * 1024;
 /// Most positions of a session over several stages: the longest prompt and the longest answer.

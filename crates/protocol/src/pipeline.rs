@@ -42,7 +42,7 @@ pub struct Hop {
 /// Where a part stands in the chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// Rises with every change of the chain.
+    /// Rises with every change of the chain, from 1.
     pub epoch: u32,
     /// Who sends to it: the stage before, and to the first stage the last one.
     pub previous: NodeId,
@@ -50,7 +50,8 @@ pub struct Route {
     pub next: Hop,
 }
 
-/// Begins a part of a session at a stage. It waits for [`Order::Start`].
+/// Begins a part of a session at a stage, answered by `Accepted` and how far it is
+/// ([`ToGateway::Rewired`](crate::session::ToGateway)). It waits for [`Order::Start`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenPart {
     pub session: SessionId,
@@ -82,6 +83,33 @@ impl OpenPart {
     }
 }
 
+/// Asks a stage to keep rows of a session, for the case that it comes in for a lost one: a part that is opened later with
+/// the same id begins with them. It is a session of its own, answered by `Accepted`, and keeps rows until it is cancelled.
+///
+/// Its rows come as [`ToStage`] of epoch [`STANDBY_EPOCH`], without gaps from position 0 on, each once: see
+/// [`Order::Prepare`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    pub session: SessionId,
+    pub part: PartId,
+    pub model: ModelRoot,
+    /// Exactly the layers of a stage that the node serves, and not the first: that one needs tokens, no rows.
+    pub layers: Layers,
+    /// Whose rows are taken.
+    pub sender: NodeId,
+}
+
+impl Standby {
+    /// # Errors
+    /// The first limit that is broken.
+    pub fn check(&self) -> Result<(), DecodeError> {
+        if self.layers.from() == 0 { Err(DecodeError::Invalid("a first stage keeps no rows")) } else { Ok(()) }
+    }
+}
+
+/// No chain has this epoch.
+pub const STANDBY_EPOCH: u32 = 0;
+
 /// What the gateway says to a part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
@@ -96,6 +124,9 @@ pub enum Order {
     Again,
     /// Nodes that would take the place of the next one if it were lost: channels to them are opened ahead. No answer.
     Meet(Vec<NodeId>),
+    /// Rows of positions below `until` are true. A copy of them goes to the [`Standby`] in the background, as far as it was
+    /// not sent there before. No answer.
+    Prepare { standby: Hop, until: u32 },
 }
 
 impl Order {
@@ -108,6 +139,7 @@ impl Order {
             }
             Self::Start { keep, send_from } => *keep <= POSITIONS_MAX && *send_from <= POSITIONS_MAX,
             Self::Meet(nodes) => nodes.len() <= SPARES_MAX,
+            Self::Prepare { until, .. } => *until <= POSITIONS_MAX,
             Self::Rewire(_) | Self::Again => true,
         };
         if holds { Ok(()) } else { Err(DecodeError::Invalid("an order beyond the limits")) }

@@ -14,7 +14,7 @@ use crate::{
     limits::{
         COMPLETION_TOKENS_MAX, EMBED_TEXTS_MAX, GRAMMAR_BYTES_MAX, PROMPT_TOKENS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX,
     },
-    pipeline::{Complaint, OpenPart, Order, PartState},
+    pipeline::{Complaint, OpenPart, Order, PartState, Standby},
 };
 
 /// A vocabulary index.
@@ -34,6 +34,7 @@ pub enum ToWorker {
         session: SessionId,
         order: Order,
     },
+    Standby(Box<Standby>),
 }
 
 /// Texts to turn into vectors: nothing is kept of them, so that any worker of the model can do it again.
@@ -158,7 +159,7 @@ pub enum ToGateway {
         session: SessionId,
         vectors: Vec<Vec<f32>>,
     },
-    /// The answer to [`Order::Rewire`].
+    /// How far a part is: behind its acceptance, and in answer to [`Order::Rewire`].
     Rewired {
         session: SessionId,
         epoch: u32,

@@ -11,7 +11,7 @@ use opengrid_protocol::{
     content::{ContentRequest, ContentResponse, Manifest},
     frame,
     invite::Invite,
-    pipeline::{Carried, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, ToStage},
+    pipeline::{Carried, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, Standby, ToStage},
     sealing_key::SealingKey,
     session::{Embed, Finish, Open, Refusal, Tier, ToGateway, ToWorker, TokenOut, Usage},
 };
@@ -137,10 +137,13 @@ fn pipelines(snapshot: &mut Snapshot) {
         ("feed", Order::Feed { from: 130, tokens: vec![1, 49_151] }),
         ("again", Order::Again),
         ("meet", Order::Meet(vec![NodeId(counting(6))])),
+        ("prepare", Order::Prepare { standby: Hop { node: NodeId(counting(6)), part: other }, until: 300 }),
     ];
     for (name, order) in orders {
         snapshot.value(&format!("to_worker.order.{name}"), &ToWorker::Order { session, order });
     }
+    let standby = Standby { session, part, model, layers, sender: NodeId(counting(1)) };
+    snapshot.value("to_worker.standby", &ToWorker::Standby(Box::new(standby)));
     let state = PartState { have: 200, kept_from: 10, sent: 199, drew: true };
     snapshot.value("to_gateway.rewired", &ToGateway::Rewired { session, epoch: 2, state });
     for (name, complaint) in [("next_unreachable", Complaint::NextUnreachable), ("bad_input", Complaint::BadInput)] {

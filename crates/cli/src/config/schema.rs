@@ -239,6 +239,14 @@ pub const KEYS: &[Key] = &[
     key("limits", "body_kb", integer(1, 65_536), "8192", "Largest HTTP request body, in KiB."),
     key("limits", "connections", integer(8, 65_536), "512", "Connections to other nodes."),
     key(
+        "limits",
+        "standby_kb_per_s",
+        integer(0, 1_048_576),
+        "1024",
+        "Speed at which a node that serves layers sends what it computed ahead to nodes that would come in if the next\n\
+         one were lost, in KiB per second: a shorter pause then. 0: nothing is sent ahead, nor kept for others.",
+    ),
+    key(
         "log",
         "level",
         Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]),

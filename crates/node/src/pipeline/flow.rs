@@ -1,6 +1,8 @@
 //! What a part of a session does with what it is told: which input it takes, what it sends and when, and how far it is.
 //! Pure: the shell around it is [`part`](super::part).
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use opengrid_protocol::{
     NodeId,
@@ -109,6 +111,31 @@ impl Flow {
     /// Whether what was made may leave.
     pub fn sends(&self) -> bool {
         self.running || self.starting.is_some()
+    }
+
+    /// The part begins with rows of positions `0..count`, which go into the engine now; how many of those that are there.
+    /// The last stage would draw from all rows that it knows, before it is started.
+    pub fn begin_with(&mut self, count: u32) -> u32 {
+        let fits = match self.kind {
+            Kind::First => 0,
+            Kind::Middle => count.min(self.positions_max),
+            Kind::Last { tokens } => count.min(self.positions_max).min(tokens.saturating_sub(1)),
+        };
+        self.fed = fits;
+        fits
+    }
+
+    /// Positions whose rows are kept.
+    pub fn kept(&self) -> Range<u32> {
+        self.ring.kept()
+    }
+
+    pub fn rows(&self, positions: Range<u32>) -> Option<Bytes> {
+        self.ring.rows(positions)
+    }
+
+    pub fn row_bytes(&self) -> usize {
+        self.ring.row_bytes()
     }
 
     /// Bytes that are kept to be sent, or sent again.

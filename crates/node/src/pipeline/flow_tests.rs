@@ -8,7 +8,7 @@ use opengrid_protocol::pipeline::{Hop, PartId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::pipeline::recovery;
+use crate::pipeline::{ahead::Ahead, recovery};
 
 /// A row is its token (and the number of stages it went through) as four bytes.
 const ROW_BYTES: usize = 4;
@@ -42,6 +42,10 @@ struct Station {
     inbox: VecDeque<(NodeId, ToStage)>,
     early: Option<ToStage>,
     feed: Option<ToStage>,
+    ahead: Ahead,
+    /// What a standby for this station keeps, and its id.
+    standby: Vec<Token>,
+    standby_id: u8,
 }
 
 struct Chain {
@@ -69,7 +73,45 @@ impl Chain {
             _ => Kind::Middle,
         };
         let flow = Flow::new(kind, route(at, count, self.epoch), 10_000, ROW_BYTES, RING_BYTES);
-        Station { flow, waiting: VecDeque::new(), cache: Vec::new(), inbox: VecDeque::new(), early: None, feed: None }
+        Station {
+            flow,
+            waiting: VecDeque::new(),
+            cache: Vec::new(),
+            inbox: VecDeque::new(),
+            early: None,
+            feed: None,
+            ahead: Ahead::default(),
+            standby: Vec::new(),
+            standby_id: 0,
+        }
+    }
+
+    /// The standby of a lost station takes its place, with the rows that it was sent.
+    fn replacement(&mut self, at: usize) -> Station {
+        let rows = std::mem::take(&mut self.stations[at].standby);
+        let mut station = self.station(at, self.stations.len());
+        let begins = station.flow.begin_with(rows.len() as u32) as usize;
+        if begins > 0 {
+            station.waiting.push_back((0, rows[..begins].to_vec()));
+        }
+        station.standby_id = self.stations[at].standby_id.wrapping_add(1);
+        station
+    }
+
+    /// The gateway tells a station how far rows are true, and it sends some ahead.
+    fn go_ahead(&mut self, at: usize) {
+        if at + 1 == self.stations.len() {
+            return;
+        }
+        let (node, id) = (node(at + 1), self.stations[at + 1].standby_id);
+        let station = &mut self.stations[at];
+        station.ahead.prepare(Hop { node, part: PartId([id; 16]) }, self.true_until);
+        let Some((from, rows)) = station.ahead.next(&station.flow) else { return };
+        let rows: Vec<Token> = rows.as_chunks::<ROW_BYTES>().0.iter().map(|row| u32::from_le_bytes(*row)).collect();
+        let standby = &mut self.stations[at + 1].standby;
+        assert_eq!(from as usize, standby.len(), "rows of a standby come without gaps, each once");
+        standby.extend(&rows);
+        assert_eq!(standby[..], self.tokens[..standby.len()], "a row of a guess that did not come true");
     }
 
     /// As the gateway does it, with all answers at once.
@@ -78,7 +120,12 @@ impl Chain {
         let count = self.stations.len();
         for at in 0..count {
             if lost.contains(&at) {
-                self.stations[at] = self.station(at, count);
+                self.stations[at] = self.replacement(at);
+                // Whose sender is lost, too, begins anew with another.
+                if let Some(behind) = self.stations.get_mut(at + 1).filter(|_| !lost.contains(&(at + 1))) {
+                    behind.standby.clear();
+                    behind.standby_id = behind.standby_id.wrapping_add(1);
+                }
             } else {
                 assert!(self.stations[at].flow.rewire(route(at, count, self.epoch)));
                 (self.stations[at].early, self.stations[at].feed) = (None, None);
@@ -224,6 +271,7 @@ impl Chain {
         match what {
             0 => self.compute(at),
             1 => self.send(at),
+            2 => self.go_ahead(at),
             _ => self.take(at),
         }
     }
@@ -235,7 +283,7 @@ impl Chain {
                 return;
             }
             for at in 0..self.stations.len() {
-                (0..3).for_each(|what| self.act(what, at));
+                (0..4).for_each(|what| self.act(what, at));
             }
         }
         let flows: Vec<&Flow> = self.stations.iter().map(|station| &station.flow).collect();
@@ -253,6 +301,23 @@ fn an_undisturbed_chain_draws_what_the_model_says() {
     }
     assert_eq!(chain.tokens, expected);
     assert!(chain.laps < chain.tokens.len() - 3, "guesses came true");
+}
+
+#[test]
+fn a_standby_that_came_in_computes_what_it_was_sent_before_it_is_told_anything() {
+    let mut chain = Chain::new(3, (0..50).collect());
+    chain.run_until(60);
+    let before = chain.stations[2].standby.len();
+    assert!(before > 50, "{before} rows of 60 went ahead");
+    chain.epoch += 1;
+    for at in [1, 2] {
+        chain.stations[at] = chain.replacement(at);
+        let state = chain.stations[at].flow.state();
+        assert!(state.have > 50 && !state.drew, "{state:?}");
+        assert!(chain.stations[at].flow.settled(), "the last one would draw, though nobody started it");
+    }
+    let mut first = Flow::new(Kind::First, route(0, 3, 1), 100, ROW_BYTES, RING_BYTES);
+    assert_eq!(first.begin_with(10), 0, "rows at a stage that takes tokens");
 }
 
 #[test]
@@ -291,7 +356,7 @@ proptest! {
         count in 2_usize..5,
         prompt in prop::collection::vec(0_u32..97, 1..150),
         faults in prop::collection::vec(
-            (prop::collection::vec((0_u8..3, 0_usize..5), 0..120), prop::collection::vec(0_usize..5, 0..3)), 0..6,
+            (prop::collection::vec((0_u8..4, 0_usize..5), 0..120), prop::collection::vec(0_usize..5, 0..3)), 0..6,
         ),
     ) {
         let mut expected = prompt.clone();

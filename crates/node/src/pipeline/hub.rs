@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use opengrid_network::{Network, PeerStream};
@@ -14,13 +14,17 @@ use opengrid_privacy::sealing::KeyRing;
 use opengrid_protocol::{
     NodeId,
     limits::CHANNEL_IDLE_MS,
-    pipeline::{PartId, ToStage},
+    pipeline::{PartId, STANDBY_EPOCH, ToStage},
 };
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::STAGE_PROTOCOL;
+use super::{
+    STAGE_PROTOCOL,
+    pace::Pace,
+    standby::{Put, Standbys},
+};
 use crate::{
     clock,
     session::{
@@ -66,6 +70,15 @@ impl LapCounters {
     }
 }
 
+/// Of rows that go ahead to standbys.
+#[derive(Default)]
+pub struct AheadCounters {
+    /// Bytes of rows that left for standbys of other nodes.
+    pub sent_bytes: AtomicU64,
+    /// Rows that parts of this node began with.
+    pub used_rows: AtomicU64,
+}
+
 /// What comes to a part.
 pub enum Incoming {
     /// From a part of this node.
@@ -74,15 +87,25 @@ pub enum Incoming {
     Faulty(NodeId),
 }
 
+/// Rows that go ahead have channels of their own: nothing that runs waits behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Use {
+    Running,
+    Ahead,
+}
+
 pub struct Hub {
     network: Network,
     keys: Arc<Mutex<KeyRing>>,
     faults: FaultSink,
     parts: Mutex<HashMap<PartId, mpsc::Sender<Incoming>>>,
-    channels: Mutex<HashMap<NodeId, mpsc::Sender<ToStage>>>,
+    channels: Mutex<HashMap<(NodeId, Use), mpsc::Sender<ToStage>>>,
     reserved: AtomicUsize,
     kept: AtomicUsize,
     pub laps: LapCounters,
+    pub standbys: Standbys,
+    pub ahead: AheadCounters,
+    pace: Mutex<Pace>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -92,8 +115,8 @@ impl Hub {
         network: Network,
         keys: Arc<Mutex<KeyRing>>,
         faults: FaultSink,
-        tasks: TaskTracker,
-        cancel: CancellationToken,
+        ahead_bytes_per_s: u64,
+        (tasks, cancel): (TaskTracker, CancellationToken),
     ) -> Arc<Self> {
         Arc::new(Self {
             network,
@@ -104,6 +127,9 @@ impl Hub {
             reserved: AtomicUsize::new(0),
             kept: AtomicUsize::new(0),
             laps: LapCounters::default(),
+            standbys: Standbys::default(),
+            ahead: AheadCounters::default(),
+            pace: Mutex::new(Pace::new(ahead_bytes_per_s)),
             tasks,
             cancel,
         })
@@ -143,21 +169,40 @@ impl Hub {
         Ok(registered)
     }
 
-    /// Bytes that the parts keep, and how many parts there are.
+    /// Bytes that parts and standbys keep, and how many of them there are.
     pub fn kept(&self) -> (usize, usize) {
-        (self.kept.load(Ordering::Relaxed), self.parts.lock().len())
+        let (bytes, standbys) = self.standbys.kept();
+        (self.kept.load(Ordering::Relaxed) + bytes, self.parts.lock().len() + standbys)
+    }
+
+    /// Whether this node takes part in sending rows ahead.
+    pub fn keeps_standbys(&self) -> bool {
+        !self.pace.lock().is_none()
+    }
+
+    /// Whether so many bytes may go ahead now.
+    ///
+    /// # Errors
+    /// When to ask again.
+    pub fn may_go_ahead(&self, bytes: usize) -> Result<(), Instant> {
+        self.pace.lock().take(bytes, Instant::now())
     }
 
     /// Where messages to parts at `node` go. Closed when the node cannot be reached any more, or there are too many
     /// channels; another call tries anew.
     pub fn channel(self: &Arc<Self>, node: NodeId) -> mpsc::Sender<ToStage> {
-        self.channel_of(node, CHANNELS_MAX)
+        self.channel_of((node, Use::Running), CHANNELS_MAX)
     }
 
-    fn channel_of(self: &Arc<Self>, node: NodeId, channels_max: usize) -> mpsc::Sender<ToStage> {
+    /// Where rows go ahead to standbys at `node`; closed as a [`Hub::channel`] is.
+    pub fn channel_ahead(self: &Arc<Self>, node: NodeId) -> mpsc::Sender<ToStage> {
+        self.channel_of((node, Use::Ahead), CHANNELS_MAX / 2)
+    }
+
+    fn channel_of(self: &Arc<Self>, (node, used): (NodeId, Use), channels_max: usize) -> mpsc::Sender<ToStage> {
         let mut channels = self.channels.lock();
         channels.retain(|_, channel| !channel.is_closed());
-        if channels.len() >= channels_max && !channels.contains_key(&node) {
+        if channels.len() >= channels_max && !channels.contains_key(&(node, used)) {
             return mpsc::channel(1).0;
         }
         let open = || {
@@ -168,13 +213,13 @@ impl Hub {
             });
             sender
         };
-        channels.entry(node).or_insert_with(open).clone()
+        channels.entry((node, used)).or_insert_with(open).clone()
     }
 
     /// Opens channels ahead of their use.
     pub fn meet(self: &Arc<Self>, nodes: &[NodeId]) {
         for node in nodes {
-            drop(self.channel_of(*node, CHANNELS_MAX / 2));
+            drop(self.channel_of((*node, Use::Running), CHANNELS_MAX / 2));
         }
     }
 
@@ -252,6 +297,13 @@ impl Hub {
     /// To a part that ended nothing comes any more. One that takes nothing, because its gateway does not start it, loses its
     /// inbox: the messages of other sessions come on the same channel.
     async fn deliver(&self, sender: NodeId, message: ToStage) {
+        if message.epoch == STANDBY_EPOCH {
+            let (part, put) = (message.part, self.standbys.put(sender, message));
+            if !matches!(put, Put::Kept | Put::Unknown) {
+                tracing::debug!(?part, sender = %sender.short(), ?put, "rows for a standby that are not kept");
+            }
+            return;
+        }
         let part = message.part;
         let Some(inbox) = self.parts.lock().get(&part).cloned() else { return };
         let delivered = timeout(DELIVERY_TIMEOUT, inbox.send(Incoming::Message(sender, message))).await;

@@ -1,16 +1,24 @@
 //! A part of a session: between the gateway that gives orders, the engine that computes, and its neighbours.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use opengrid_engine::{Input, StageEvent, StageSession};
 use opengrid_protocol::{
     NodeId, SessionId,
-    pipeline::{Carried, Complaint, OpenPart, Order, PartId, ToStage},
+    pipeline::{Carried, Complaint, OpenPart, Order, PartId, STANDBY_EPOCH, ToStage},
     session::{Refusal, ToGateway},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{sleep_until, timeout},
+};
 
 use super::{
+    ahead::Ahead,
     flow::{Flow, Kind, Taken},
     hub::{Hub, Incoming, NoPlace, Registered},
 };
@@ -26,20 +34,22 @@ use crate::{
 /// it. Longer than any gateway waits for a token.
 const IDLE_MAX: Duration = Duration::from_secs(330);
 
+/// How long what goes ahead waits for its channel to take what came before.
+const AHEAD_PAUSE: Duration = Duration::from_millis(20);
+
 /// Why a part ends; the gateway hears of it.
 type Ended = Refusal;
 
-/// Runs one part until its session ends; the orders are of its gateway.
+/// Runs one part until its session ends; the orders are of its gateway. It begins with rows that were sent ahead.
 pub async fn run(
     client: NodeId,
     opening: OpenPart,
+    begins_with: Vec<Bytes>,
     orders: mpsc::Receiver<Order>,
-    outbound: mpsc::Sender<ToGateway>,
-    backend: SharedBackend,
-    hub: Arc<Hub>,
+    (outbound, backend, hub): (mpsc::Sender<ToGateway>, SharedBackend, Arc<Hub>),
 ) {
     let session = opening.session;
-    let ended = match Part::open(client, opening, outbound.clone(), backend, hub) {
+    let ended = match Part::open(client, opening, begins_with, (outbound.clone(), backend, hub)) {
         Ok(part) => part.run(orders).await,
         Err(why) => Err(why),
     };
@@ -57,6 +67,8 @@ enum Happening {
     Came(Option<Incoming>),
     /// `None`: the channel to the next part is closed.
     MaySend(Option<mpsc::OwnedPermit<ToStage>>),
+    /// So many bytes may go ahead to a standby, by the clock.
+    GoesAhead(usize),
 }
 
 struct Part {
@@ -82,15 +94,18 @@ struct Part {
     guesses: Option<usize>,
     /// To be answered once nothing is being computed that changes the answer.
     rewired: bool,
+    ahead: Ahead,
+    /// Where it goes ahead, and from when on.
+    ahead_to: Option<mpsc::Sender<ToStage>>,
+    ahead_after: Instant,
 }
 
 impl Part {
     fn open(
         client: NodeId,
         opening: OpenPart,
-        outbound: mpsc::Sender<ToGateway>,
-        backend: SharedBackend,
-        hub: Arc<Hub>,
+        begins_with: Vec<Bytes>,
+        (outbound, backend, hub): (mpsc::Sender<ToGateway>, SharedBackend, Arc<Hub>),
     ) -> Result<Self, Ended> {
         let stage = backend.stage(opening.model, opening.layers)?;
         let capabilities = stage.capabilities();
@@ -112,7 +127,7 @@ impl Part {
         let row_bytes = capabilities.width as usize * size_of::<f32>();
         let next = hub.channel(opening.route.next.node);
         let flow = Flow::new(kind, opening.route, opening.positions_max, row_bytes, registered.ring_bytes);
-        Ok(Self {
+        let mut part = Self {
             session: opening.session,
             id: opening.part,
             stage,
@@ -129,13 +144,44 @@ impl Part {
             used_next: false,
             feed: None,
             guesses: None,
-            rewired: false,
-        })
+            // The gateway hears how far it is.
+            rewired: true,
+            ahead: Ahead::default(),
+            ahead_to: None,
+            ahead_after: Instant::now(),
+        };
+        part.begin_with(begins_with)?;
+        Ok(part)
+    }
+
+    /// Rows that came before the part was opened, from position 0 on, are computed before it is started.
+    fn begin_with(&mut self, pieces: Vec<Bytes>) -> Result<(), Ended> {
+        let come = pieces.iter().map(|piece| piece.len() / self.row_bytes).sum::<usize>() as u32;
+        let fits = self.flow.begin_with(come);
+        let mut from = 0;
+        for piece in pieces {
+            let rows = ((piece.len() / self.row_bytes) as u32).min(fits - from);
+            if rows > 0 {
+                let rows = piece.slice(..rows as usize * self.row_bytes);
+                self.engine.feed(from, Input::Rows(rows)).map_err(refusal)?;
+            }
+            from += rows;
+        }
+        if fits > 0 {
+            tracing::debug!(part = ?self.id, rows = fits, "begins with rows that were sent ahead");
+            self.hub.ahead.used_rows.fetch_add(fits.into(), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Result<(), Ended> {
         self.tell(ToGateway::Accepted { session: self.session, queued: 0 }).await?;
         loop {
+            if self.rewired && self.flow.settled() {
+                self.rewired = false;
+                let (epoch, state) = (self.flow.route().epoch, self.flow.state());
+                self.tell(ToGateway::Rewired { session: self.session, epoch, state }).await?;
+            }
             let Ok(happening) = timeout(IDLE_MAX, self.next_happening(&mut orders)).await else {
                 return Err(Refusal::Invalid("nothing happened for too long".into()));
             };
@@ -155,11 +201,7 @@ impl Part {
                 Happening::Came(Some(Incoming::Faulty(_))) => {}
                 Happening::MaySend(Some(permit)) => self.send(permit),
                 Happening::MaySend(None) => self.complain(Complaint::NextUnreachable).await?,
-            }
-            if self.rewired && self.flow.settled() {
-                self.rewired = false;
-                let (epoch, state) = (self.flow.route().epoch, self.flow.state());
-                self.tell(ToGateway::Rewired { session: self.session, epoch, state }).await?;
+                Happening::GoesAhead(bytes) => self.go_ahead(bytes),
             }
         }
     }
@@ -168,6 +210,8 @@ impl Part {
         let takes = self.flow.takes() && self.early.is_none();
         let sends = self.flow.sends() && (self.feed.is_some() || self.flow.has_next());
         let next = self.next.clone();
+        // What runs goes first.
+        let ahead = self.ahead.next_bytes(&self.flow).filter(|_| !sends);
         tokio::select! {
             order = orders.recv(), if !self.flow.is_starting() => Happening::Order(order),
             event = self.engine.events.recv(), if self.flow.has_room() => Happening::Computed(event),
@@ -175,6 +219,28 @@ impl Part {
             permit = next.clone().reserve_owned(), if sends => Happening::MaySend(permit.ok()),
             // What was handed over may be lost.
             () = next.closed(), if self.flow.sends() && self.used_next => Happening::MaySend(None),
+            () = sleep_until(self.ahead_after.into()), if ahead.is_some() => Happening::GoesAhead(ahead.unwrap_or(0)),
+        }
+    }
+
+    /// One piece at a time: nothing waits in the channel that can still wait here.
+    fn go_ahead(&mut self, bytes: usize) {
+        let (Some(to), Some(standby)) = (&self.ahead_to, self.ahead.standby()) else { return };
+        if to.is_closed() {
+            // What was under way may be lost, and a gap is of no use.
+            return self.ahead.stop();
+        }
+        if to.capacity() < to.max_capacity() {
+            self.ahead_after = Instant::now() + AHEAD_PAUSE;
+            return;
+        }
+        if let Err(later) = self.hub.may_go_ahead(bytes) {
+            self.ahead_after = later;
+            return;
+        }
+        if let (Ok(permit), Some((from, rows))) = (to.try_reserve(), self.ahead.next(&self.flow)) {
+            self.hub.ahead.sent_bytes.fetch_add(rows.len() as u64, Ordering::Relaxed);
+            permit.send(ToStage { part: standby.part, epoch: STANDBY_EPOCH, from, carried: Carried::Rows(rows) });
         }
     }
 
@@ -223,6 +289,12 @@ impl Part {
                 }
             }
             Order::Meet(nodes) => self.hub.meet(&nodes),
+            Order::Prepare { standby, until } if self.hub.keeps_standbys() => {
+                if self.ahead.prepare(standby, until) {
+                    self.ahead_to = Some(self.hub.channel_ahead(standby.node));
+                }
+            }
+            Order::Prepare { .. } => {}
             Order::Again => match self.flow.wanted() {
                 Some((from, tokens)) => self.want(from, tokens),
                 None => return Err(nonsense()),

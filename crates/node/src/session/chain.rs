@@ -20,9 +20,10 @@ use super::{
     answer::{ACCEPT_TIMEOUT, AnswerTask, Attempt, Progress},
     link::{LinkError, LinkSession},
     spares::Spares,
+    standby::Standbys,
 };
 use crate::{
-    chains::{self, ChainStage},
+    chains::{self, ChainStage, Joins},
     pipeline::recovery,
     running::Listed,
 };
@@ -45,7 +46,7 @@ const LAPS_REMEMBERED: usize = 16;
 /// A part of the session at one stage.
 pub(super) struct Part {
     pub stage: ChainStage,
-    id: PartId,
+    pub id: PartId,
     pub session: LinkSession,
     /// What it said of itself in this epoch.
     state: Option<PartState>,
@@ -69,7 +70,7 @@ pub(super) struct Run {
     pub parts: Vec<Part>,
     avoid: HashMap<(NodeId, Layers), Instant>,
     /// Tokens known before the last ones came: rows below this position are true wherever they were computed.
-    true_until: u32,
+    pub true_until: u32,
     running: bool,
     /// Tokens came since the chain was put together.
     flows: bool,
@@ -83,6 +84,7 @@ pub(super) struct Run {
     turn: usize,
     orphan_since: Option<Instant>,
     pub spares: Spares,
+    pub standbys: Standbys,
 }
 
 /// What to do after a message, or its absence.
@@ -110,6 +112,7 @@ impl AnswerTask {
             turn: 0,
             orphan_since: None,
             spares: Spares::default(),
+            standbys: Standbys::default(),
         };
         let listed = self.placement.running.begin(self.session, &self.job.model);
         let mut busy = true;
@@ -153,7 +156,11 @@ impl AnswerTask {
     }
 
     fn give_up(&self, run: &mut Run, at: usize, loss: Loss) {
-        let Some(stage) = run.parts.get(at).map(|part| part.stage) else { return };
+        let Some((stage, id)) = run.parts.get(at).map(|part| (part.stage, part.id)) else { return };
+        // What it sent ahead is believed no more than what it sent.
+        if loss == Loss::Bad {
+            run.standbys.keep(|sender| sender != id);
+        }
         tracing::debug!(worker = %stage.node.short(), layers = %stage.layers, "stage lost");
         self.avoid(run, stage, loss);
         self.placement.failed_over(loss == Loss::Busy);
@@ -177,12 +184,16 @@ impl AnswerTask {
         let now = Instant::now();
         run.avoid.retain(|_, until| *until > now);
         let (parts, avoid) = (&run.parts, &run.avoid);
-        let has = |node: NodeId, layers: Layers| {
-            parts.iter().any(|part| (part.stage.node, part.stage.layers) == (node, layers))
+        let joins = |node: NodeId, layers: Layers| match () {
+            () if parts.iter().any(|part| (part.stage.node, part.stage.layers) == (node, layers)) => Joins::Has,
+            () if run.standbys.has(node, layers) => Joins::Prepared,
+            () => Joins::Anew,
         };
         let avoided = |node: NodeId| avoid.keys().any(|(other, _)| *other == node);
-        let chain = self.placement.chain(self.model, &progress.tokens, self.needs(progress), has, avoided).ok_or(())?;
+        let chain =
+            self.placement.chain(self.model, &progress.tokens, self.needs(progress), joins, avoided).ok_or(())?;
         run.epoch += 1;
+        let mut prepared = Vec::new();
         (run.running, run.flows) = (false, false);
         run.spares = Spares::default();
         let hops: Vec<Hop> = chain
@@ -190,7 +201,12 @@ impl AnswerTask {
             .map(|stage| {
                 let known =
                     run.parts.iter().find(|part| part.stage.node == stage.node && part.stage.layers == stage.layers);
-                Hop { node: stage.node, part: known.map_or_else(|| PartId(rand::random()), |part| part.id) }
+                let part = known.map(|part| part.id).or_else(|| {
+                    let (id, session) = run.standbys.take(stage.node, stage.layers)?;
+                    prepared.push(session);
+                    Some(id)
+                });
+                Hop { node: stage.node, part: part.unwrap_or_else(|| PartId(rand::random())) }
             })
             .collect();
         let mut before: Vec<Part> = std::mem::take(&mut run.parts);
@@ -218,6 +234,8 @@ impl AnswerTask {
             }
         }))
         .await;
+        // Behind the openings, which take what they keep.
+        drop(prepared);
         progress.attempts += count as u64;
         tracing::debug!(session = ?self.session, epoch, "orders and openings sent");
         let mut failed = Vec::new();
@@ -227,6 +245,7 @@ impl AnswerTask {
                 Err(loss) => failed.push(loss),
             }
         }
+        run.standbys.keep(|sender| run.parts.iter().any(|part| part.id == sender));
         Ok(failed)
     }
 
@@ -277,7 +296,7 @@ impl AnswerTask {
         loop {
             let patience = deadline.saturating_duration_since(Instant::now());
             // Whoever keeps talking does not stop the clock.
-            let next = if patience.is_zero() { None } else { timeout(patience, next_message(run)).await.ok() };
+            let next = if patience.is_zero() { None } else { timeout(patience, self.next_message(run)).await.ok() };
             let Some((at, message)) = next else { return self.stood_still(run, progress) };
             let before = progress.tokens.len();
             match self.heard(run, at, message, progress).await {
@@ -296,6 +315,17 @@ impl AnswerTask {
                 listed.advanced(progress.answered(), run.laps.last().copied().unwrap_or_default());
                 deadline = Instant::now() + self.patience(run, progress);
                 self.meet_spares(run, progress).await;
+                self.advance_standbys(run).await;
+            }
+        }
+    }
+
+    /// The next message of a part; meanwhile standbys come in.
+    async fn next_message(&self, run: &mut Run) -> (usize, Option<ToGateway>) {
+        loop {
+            tokio::select! {
+                message = next_message(&mut run.parts, &mut run.turn) => return message,
+                () = run.standbys.opened() => self.advance_standbys(run).await,
             }
         }
     }
@@ -317,12 +347,7 @@ impl AnswerTask {
         match message {
             ToGateway::Heartbeat => Next::Wait,
             ToGateway::Accepted { .. } if !run.parts[at].accepted => {
-                let part = &mut run.parts[at];
-                part.accepted = true;
-                // One that was told of another chain meanwhile says how far it is in answer to that.
-                if part.is_new {
-                    part.state = Some(PartState { have: 0, kept_from: 0, sent: 0, drew: false });
-                }
+                run.parts[at].accepted = true;
                 Next::Wait
             }
             ToGateway::Rewired { epoch, state, .. } => {
@@ -450,12 +475,12 @@ impl AnswerTask {
 }
 
 /// The next message of any part, in turn, or that its channel closed.
-async fn next_message(run: &mut Run) -> (usize, Option<ToGateway>) {
-    let count = run.parts.len();
+async fn next_message(parts: &mut [Part], turn: &mut usize) -> (usize, Option<ToGateway>) {
+    let count = parts.len();
     poll_fn(|context| {
-        for at in (run.turn..run.turn + count).map(|at| at % count) {
-            if let Poll::Ready(message) = run.parts[at].session.messages.poll_recv(context) {
-                run.turn = at + 1;
+        for at in (*turn..*turn + count).map(|at| at % count) {
+            if let Poll::Ready(message) = parts[at].session.messages.poll_recv(context) {
+                *turn = at + 1;
                 return Poll::Ready((at, message));
             }
         }

@@ -8,7 +8,7 @@ use std::{
 use opengrid_protocol::{
     SessionId,
     limits::SESSIONS_PER_CHANNEL_MAX,
-    pipeline::{OpenPart, Order},
+    pipeline::{OpenPart, Order, Standby},
     session::{Embed, Open, ToGateway, ToWorker},
 };
 use parking_lot::Mutex;
@@ -76,6 +76,14 @@ impl Link {
     /// See [`LinkError`].
     pub async fn open_part(&self, part: OpenPart) -> Result<LinkSession, LinkError> {
         self.begin(part.session, ToWorker::OpenPart(Box::new(part))).await
+    }
+
+    /// Asks for rows to be kept.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn standby(&self, standby: Standby) -> Result<LinkSession, LinkError> {
+        self.begin(standby.session, ToWorker::Standby(Box::new(standby))).await
     }
 
     async fn begin(&self, session: SessionId, opening: ToWorker) -> Result<LinkSession, LinkError> {

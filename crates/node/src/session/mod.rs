@@ -13,6 +13,7 @@ pub mod links;
 pub mod sealed;
 pub mod server;
 mod spares;
+mod standby;
 pub mod wire;
 
 /// Carries sealed frames; the gateway opens it.

@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    pipeline::{self, hub::Hub},
+    pipeline::{self, hub::Hub, standby},
     serving::SharedStage,
 };
 
@@ -98,7 +98,23 @@ pub async fn serve(
                             let (orders, obeyed) = mpsc::channel(ORDERS_MAX);
                             parts.insert(session, orders);
                             let (outbound, work_backend) = (outbound.clone(), backend.clone());
-                            let work = pipeline::run(client, *part, obeyed, outbound, work_backend, hub.clone());
+                            // Now: the standby may be cancelled by the next message.
+                            let begins_with = hub.standbys.take(client, &part);
+                            let context = (outbound, work_backend, hub.clone());
+                            let work = pipeline::run(client, *part, begins_with, obeyed, context);
+                            running.spawn(run_session(session, work, backend.clone(), cancel));
+                        }
+                    }
+                }
+                Some(ToWorker::Standby(standby)) => {
+                    let session = standby.session;
+                    match admit(session, standby.check(), &mut cancels) {
+                        Err(why) => drop(outbound.try_send(ToGateway::Refused { session, why })),
+                        Ok(cancel) => {
+                            let (orders, obeyed) = mpsc::channel(1);
+                            parts.insert(session, orders);
+                            let (outbound, work_backend) = (outbound.clone(), backend.clone());
+                            let work = standby::run(client, *standby, obeyed, outbound, work_backend, hub.clone());
                             running.spawn(run_session(session, work, backend.clone(), cancel));
                         }
                     }

@@ -1,5 +1,5 @@
 //! Who would take the place of a stage that is lost: channels to them are opened while all goes well, so that a failover
-//! need not wait for keys and handshakes, several round trips each.
+//! need not wait for keys and handshakes, several round trips each, and rows are sent ahead to them.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,9 @@ use opengrid_protocol::{NodeId, limits::SPARES_MAX, pipeline::Order};
 use super::{
     answer::{AnswerTask, Progress},
     chain::Run,
+    standby::{Role, WAY_US_MIN},
 };
+use crate::chains::Joins;
 
 /// Shorter than channels without sessions live.
 const REFRESH: Duration = Duration::from_secs(30);
@@ -55,18 +57,35 @@ impl AnswerTask {
         let lost = run.parts[at].stage.node;
         let living = |node: NodeId| run.parts.iter().position(|part| part.stage.node == node && node != lost);
         let has = |node, layers| living(node).is_some_and(|at| run.parts[at].stage.layers == layers);
+        let joins = |node, layers| match () {
+            () if has(node, layers) => Joins::Has,
+            () if run.standbys.has(node, layers) => Joins::Prepared,
+            () => Joins::Anew,
+        };
         let needs = self.needs(progress);
-        let Some(chain) = self.placement.chain(self.model, &progress.tokens, needs, has, |node| node == lost) else {
+        let Some(chain) = self.placement.chain(self.model, &progress.tokens, needs, joins, |node| node == lost) else {
             return;
         };
+        let ways = self.placement.ways(self.model, &chain);
         let before = |at: usize| &chain[(at + chain.len() - 1) % chain.len()];
         let spares = chain.iter().enumerate().filter(|(_, stage)| !has(stage.node, stage.layers));
+        let mut roles = Vec::new();
         for (at, stage) in spares.take(SPARES_MAX) {
             self.placement.links.meet(stage.node);
             if let Some(sender) = living(before(at).node) {
+                let sender = &run.parts[sender];
                 // That a channel is closed shows elsewhere.
-                let _told = run.parts[sender].session.order(Order::Meet(vec![stage.node])).await.is_ok();
+                let _told = sender.session.order(Order::Meet(vec![stage.node])).await.is_ok();
+                // The first stage gets tokens, which are here.
+                let is_far = at > 0 && ways.get(at - 1).is_some_and(|way_us| *way_us >= WAY_US_MIN);
+                if is_far && has(sender.stage.node, before(at).layers) {
+                    let (node, layers) = (stage.node, stage.layers);
+                    roles.push(Role { sender: sender.id, sender_node: sender.stage.node, node, layers });
+                }
             }
+        }
+        for role in roles {
+            self.stand_by(run, role);
         }
     }
 }

@@ -90,6 +90,7 @@ impl Library {
             cpu_percent: 100,
             memory_percent: 75,
             memory_bytes: None,
+            ahead_bytes_per_s: 1 << 20,
             program: "/nonexistent".into(),
             engine: EngineSettings {
                 kind: EngineKind::Fake { tokens_per_s: 100.0, slots: 16 },

@@ -6,7 +6,7 @@ use opengrid_protocol::{
     beacon::{Beacon, Class, Features, StageBeacon},
     content::{ContentRequest, ContentResponse, Manifest},
     invite::Invite,
-    pipeline::{Carried, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, ToStage},
+    pipeline::{Carried, Complaint, Hop, OpenPart, Order, PartId, PartState, Route, Standby, ToStage},
     sealing_key::SealingKey,
     session::{Embed, Finish, Open, Refusal, Tier, ToGateway, ToWorker, Token, TokenOut, Usage},
 };
@@ -75,6 +75,7 @@ pub fn to_worker() -> impl Strategy<Value = ToWorker> {
             .prop_map(|(session, model, texts)| ToWorker::Embed(Box::new(Embed { session, model, texts }))),
         open_part().prop_map(|part| ToWorker::OpenPart(Box::new(part))),
         (session(), order()).prop_map(|(session, order)| ToWorker::Order { session, order }),
+        standby().prop_map(|standby| ToWorker::Standby(Box::new(standby))),
     ]
 }
 
@@ -103,6 +104,14 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn standby()(
+        session in session(), part in part(), model in root(), layers in layers(), sender in node(),
+    ) -> Standby {
+        Standby { session, part, model, layers, sender }
+    }
+}
+
 fn order() -> impl Strategy<Value = Order> {
     prop_oneof![
         route().prop_map(Order::Rewire),
@@ -110,6 +119,8 @@ fn order() -> impl Strategy<Value = Order> {
         (any::<u32>(), vec(any::<Token>(), 0..20)).prop_map(|(from, tokens)| Order::Feed { from, tokens }),
         Just(Order::Again),
         vec(node(), 0..4).prop_map(Order::Meet),
+        (node(), part(), any::<u32>())
+            .prop_map(|(node, part, until)| Order::Prepare { standby: Hop { node, part }, until }),
     ]
 }
 

@@ -57,6 +57,7 @@ pub fn of(context: &Context, address: SocketAddr, engine_urls: Vec<String>) -> a
         cpu_percent: config.limits.cpu_percent,
         memory_percent: config.limits.memory_percent,
         memory_bytes: crate::engine::memory_bytes(config),
+        ahead_bytes_per_s: u64::from(config.limits.standby_kb_per_s) << 10,
         grace: context.grace,
     })
 }
