@@ -142,6 +142,8 @@ pub enum StageEvent {
         tokens: Vec<TokenOut>,
         from: u32,
         feed: Vec<Token>,
+        /// The guesses among that are the draft model's.
+        by_model: bool,
     },
     Finished(Finish, Usage),
     Failed(EngineError),

@@ -68,6 +68,7 @@ pub fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(En
         row_width: width,
         weight_bytes,
         kv_bytes: 0,
+        draft: None,
         sandbox,
     };
     Ok((encoder, ready))

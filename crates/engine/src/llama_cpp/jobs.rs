@@ -365,7 +365,9 @@ impl State {
     fn pass_on_stage(&mut self, id: u64, progress: Progress) -> Result<(), &'static str> {
         let (event, last) = match progress {
             Progress::Rows { from, rows } => (StageEvent::Rows { from, rows }, false),
-            Progress::Drawn { tokens, from, feed } => (StageEvent::Drawn { tokens, from, feed }, false),
+            Progress::Drawn { tokens, from, feed, by_model } => {
+                (StageEvent::Drawn { tokens, from, feed, by_model }, false)
+            }
             Progress::Finished(finish, usage) => (StageEvent::Finished(finish, usage), true),
             Progress::Invalid(why) => (StageEvent::Failed(EngineError::Invalid(why)), true),
             Progress::Queued(_) | Progress::Token(_) | Progress::Embedded(_) => {

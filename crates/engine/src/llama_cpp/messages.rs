@@ -78,6 +78,25 @@ pub struct Load {
     pub known: Option<Measured>,
     /// The file is a slice: the child is a stage.
     pub stage: Option<StageSlice>,
+    /// For the last stage: guesses the next tokens, where there is room.
+    pub draft: Option<DraftFile>,
+}
+
+/// A whole model with the tokens of the served one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DraftFile {
+    /// For people.
+    pub name: String,
+    pub path: PathBuf,
+}
+
+/// What became of a draft model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum DraftState {
+    /// Weights and cache take so many bytes.
+    Beside { bytes: u64 },
+    /// With a reason for people.
+    LeftOut(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,6 +113,8 @@ pub struct Ready {
     pub row_width: u32,
     pub weight_bytes: u64,
     pub kv_bytes: u64,
+    /// Where one was asked for.
+    pub draft: Option<DraftState>,
     /// What confines the child, for people.
     pub sandbox: String,
 }
@@ -147,6 +168,7 @@ pub enum Progress {
         tokens: Vec<TokenOut>,
         from: u32,
         feed: Vec<Token>,
+        by_model: bool,
     },
     /// A vector of length 1 for each text: the end of an `Embed`.
     Embedded(Vec<Vec<f32>>),
