@@ -32,6 +32,8 @@ pub struct Metrics {
     laps_missed: Counter,
     guesses: Counter,
     guesses_true: Counter,
+    draft_model_guesses: Counter,
+    draft_model_guesses_true: Counter,
 }
 
 impl Default for Metrics {
@@ -65,6 +67,9 @@ impl Default for Metrics {
         let laps_missed = counter(&mut registry, "laps_missed", "Laps with a guess that did not come true");
         let guesses = counter(&mut registry, "guesses", "Guesses at next tokens that laps carried");
         let guesses_true = counter(&mut registry, "guesses_true", "Guesses that came true");
+        let draft_model_guesses = counter(&mut registry, "draft_model_guesses", "Guesses that a draft model made");
+        let draft_model_guesses_true =
+            counter(&mut registry, "draft_model_guesses_true", "Guesses of a draft model that came true");
         Self {
             registry: Mutex::new(registry),
             faults,
@@ -82,6 +87,8 @@ impl Default for Metrics {
             laps_missed,
             guesses,
             guesses_true,
+            draft_model_guesses,
+            draft_model_guesses_true,
         }
     }
 }
@@ -109,6 +116,8 @@ impl Metrics {
         catch_up(&self.laps_missed, laps.missed.load(Ordering::Relaxed));
         catch_up(&self.guesses, laps.guesses.load(Ordering::Relaxed));
         catch_up(&self.guesses_true, laps.came_true.load(Ordering::Relaxed));
+        catch_up(&self.draft_model_guesses, laps.model_guesses.load(Ordering::Relaxed));
+        catch_up(&self.draft_model_guesses_true, laps.model_came_true.load(Ordering::Relaxed));
         let mut text = String::new();
         if let Ok(registry) = self.registry.lock() {
             // Writing to a String does not fail.
