@@ -5,6 +5,7 @@ in the same run, and D = stages x one way. Tokens that arrive together were draw
 """
 
 import wan as laboratory
+import wan_draft
 import wan_faults
 import wan_guesses
 from figures import Figure
@@ -21,6 +22,7 @@ def run(options, say):
         raise SystemExit(f"bench: no laboratory here: {reason}")
     for stages in STAGES:
         yield from decode(stages, options, say)
+    yield from wan_draft.figures(options, say)
     yield from wan_faults.stalls(options, say)
     yield from wan_faults.rates(options, say)
 

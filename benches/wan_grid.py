@@ -19,13 +19,14 @@ def cuts(stages):
     return [f"{start}..{end}" for start, end in zip(ends, ends[1:])]
 
 
-def chain(wan, ranges, threads=1):
-    """A gateway on host 0, and a node on a host of its own for each range."""
+def chain(wan, ranges, threads=1, draft=None):
+    """A gateway on host 0, and a node on a host of its own for each range; the last one may have a draft model."""
     env = {"OPENGRID_SERVE_THREADS": str(threads), "OPENGRID_SERVE_SLOTS": "2", "OPENGRID_SERVE_CONTEXT_TOKENS": "1024"}
     gateway = wan.add_at(0, "gateway")
     nodes = []
     for host, layers in enumerate(ranges, start=1):
-        node = wan.add_at(host, f"stage-{layers}-{host}", serve=MODEL, join=gateway, env=env, options=("--layers", layers))
+        options = ("--layers", layers, "--draft", draft) if draft and host == len(ranges) else ("--layers", layers)
+        node = wan.add_at(host, f"stage-{layers}-{host}", serve=MODEL, join=gateway, env=env, options=options)
         with wan.at(host):
             wait_until(f"{node.name} is ready", node.serves, 60)
         nodes.append(node)

@@ -384,3 +384,45 @@ def test_nodes_take_the_layers_that_the_grid_lacks(expected):
         wait_until("it is ready", late.serves, 60)
         assert late.status()["models"][0]["layers"] == lost
         wait_until("no gap is left", lambda: not coverage()["gaps"], 20)
+
+
+def test_a_draft_model_guesses_and_changes_no_text(expected):
+    """The served model as its own: what it guesses comes true, at temperature 0 and above, through a fault, too."""
+    with Grid() as grid:
+        gateway = grid.add("gateway")
+        one_thread = {"OPENGRID_SERVE_THREADS": "1"}
+        first, *lasts = [
+            grid.add(name, serve=MODEL, join=gateway, env=one_thread, options=("--layers", layers, *draft))
+            for name, layers, draft in (
+                ("first", "0..15", ()), ("last", "15..30", ("--draft", MODEL)), ("spare", "15..30", ("--draft", MODEL)))
+        ]
+        for node in (first, *lasts):
+            wait_until(f"{node.name} is ready", node.serves, 60)
+        pipelines.wait_for_stages(gateway, 3)
+        for command in ("ps", "status"):
+            shown = run(command, "--home", str(lasts[0].home), env=lasts[0].env)
+            assert f"draft model {MODEL}" in shown.stdout and "no draft" not in shown.stdout, shown
+        for kind, seed, changes in (("greedy", 1, {"temperature": 0}), ("sampled", 9, {})):
+            for subject, text in list(expected[kind].items())[:2]:
+                answer = pipelines.ask(gateway, subject, seed=seed, **changes)
+                assert answer.complete and answer.text == text, answer.error
+        counts = [sum(node.metrics()[f"opengrid_node_draft_model_{name}_total"] for node in lasts)
+                  for name in ("guesses", "guesses_true")]
+        print(f"{counts[1]:.0f} of {counts[0]:.0f} guesses came true")
+        assert counts[0] >= 8 and counts[1] >= 0.9 * counts[0], counts
+        _, fault = pipelines.fault_round(gateway, lasts, SUBJECTS[0], signal.SIGKILL, random.Random(5))
+        assert fault.complete and fault.identical, fault
+
+
+def test_a_draft_model_that_cannot_be_used_is_told():
+    """Not at the last layers; and no memory beside them, where the layers are served all the same."""
+    little = {"OPENGRID_LIMITS_MEMORY_MB": "272", "OPENGRID_SERVE_SLOTS": "2", "OPENGRID_SERVE_CONTEXT_TOKENS": "1024"}
+    with Grid() as grid:
+        gateway = grid.add("gateway")
+        first = grid.add("first", serve=MODEL, join=gateway, options=("--layers", "0..10", "--draft", MODEL))
+        wait_until("it gave up", lambda: first.status()["models"][0]["state"].startswith("failed"), 60)
+        assert "leave out --draft" in first.status()["models"][0]["state"], first.status()
+        last = grid.add("last", serve=MODEL, join=gateway, env=little, options=("--layers", "20..30", "--draft", MODEL))
+        wait_until("it is ready", last.serves, 60)
+        shown = run("ps", "--home", str(last.home), env=last.env)
+        assert f"no draft model {MODEL}: " in shown.stdout and "memory are missing" in shown.stdout, shown

@@ -96,6 +96,9 @@ pub struct UpArgs {
     /// lacks
     #[arg(long, value_name = "FROM..TO|auto", requires = "serve", value_parser = layers_or_auto)]
     pub layers: Option<String>,
+    /// A small model with the same tokens that guesses ahead where the last layers are served, if memory is left for it
+    #[arg(long, value_name = "MODEL")]
+    pub draft: Option<String>,
     /// What computes: `exact` (built in), `fast` (built in, default kernels), the URL of a llama-server, vLLM or
     /// trtllm-serve, or `auto` to look for one on this machine [default: exact]
     #[arg(long, value_name = "ENGINE")]

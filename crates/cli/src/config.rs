@@ -124,6 +124,8 @@ pub struct Network {
 pub struct Serve {
     pub models: ServeModels,
     pub engine: Engine,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub draft: Option<String>,
     /// `None`: as the machine's profile recommends; so for the next three.
     #[serde(deserialize_with = "zero_is_none")]
     pub threads: Option<NonZeroU32>,
@@ -392,6 +394,10 @@ fn platform_models_dir() -> PathBuf {
 
 fn empty_is_no_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
     String::deserialize(deserializer).map(|text| (!text.is_empty()).then(|| text.into()))
+}
+
+fn empty_is_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(deserializer).map(|text| (!text.is_empty()).then_some(text))
 }
 
 fn zero_is_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU32>, D::Error> {

@@ -82,6 +82,7 @@ fn of_up(overrides: Overrides, up: &UpArgs) -> Overrides {
         .set("node.role", "--role", up.role.map(|role| role.as_str()))
         .set("serve.models", "--serve", served(up))
         .set("serve.engine", "--engine", up.engine.as_ref())
+        .set("serve.draft", "--draft", up.draft.as_ref())
         .set("serve.threads", "--threads", up.threads)
 }
 
@@ -153,6 +154,24 @@ mod tests {
             let error = load(model, Some(layers)).unwrap_err();
             assert_eq!(crate::errors::exit_code(&error), 2);
             assert!(error.to_string().contains(model), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_draft_model_is_whole_and_for_layers() {
+        let home = tempfile::tempdir().unwrap();
+        let load = |layers: Option<&str>, draft: &str| {
+            let (serve, draft) = (Some(vec!["m".to_owned()]), Some(draft.to_owned()));
+            let up = UpArgs { serve, layers: layers.map(str::to_owned), draft, ..UpArgs::default() };
+            Context::load(&global(home.path()), Some(&up)).map(|context| context.settings.config.serve.draft)
+        };
+        assert_eq!(load(Some("4..9"), "small").unwrap().as_deref(), Some("small"));
+        assert_eq!(load(Some("auto"), "small").unwrap().as_deref(), Some("small"));
+        assert_eq!(load(None, "").unwrap(), None);
+        for (layers, draft, why) in [(None, "small", "--layers"), (Some("4..9"), "small@0..2", "whole")] {
+            let error = load(layers, draft).unwrap_err();
+            assert_eq!(crate::errors::exit_code(&error), 2);
+            assert!(error.to_string().contains(why), "{error}");
         }
     }
 

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 
 pub use child::{child_main, is_child_command};
 pub use fake::{FakeConfig, FakeEngine};
-pub use llama_cpp::{EmbeddedConfig, EmbeddedEngine, EmbeddedStage, Mode};
+pub use llama_cpp::{Draft, EmbeddedConfig, EmbeddedEngine, EmbeddedStage, Mode};
 pub use openai_http::{
     ExternalConfig, ExternalEngine, ExternalError, Found, Kind, LOCAL_PORTS, Reference, Timeouts, find_local,
 };

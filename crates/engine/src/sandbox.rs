@@ -1,13 +1,13 @@
 //! What a child process gives up before it reads its first hostile byte: privileges, files, network, new processes.
 //!
-//! On Linux: `no_new_privs`, Landlock (read the model file, nothing else), a seccomp deny-list and no core dumps. Each
+//! On Linux: `no_new_privs`, Landlock (read the model files, nothing else), a seccomp deny-list and no core dumps. Each
 //! layer that the kernel lacks is named in the report; elsewhere the child is only a separate process.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// What the sandbox must allow beyond its file.
+/// What the sandbox must allow beyond its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Devices {
     None,
@@ -56,12 +56,12 @@ fn rename_to_itself(path: &str) -> std::io::Result<()> {
 
 /// Confines this process for good; call before any thread starts. Returns what is in force, for people.
 #[cfg(target_os = "linux")]
-pub fn enter(file: &Path, devices: Devices) -> String {
-    linux::enter(file, devices)
+pub fn enter(files: &[&Path], devices: Devices) -> String {
+    linux::enter(files, devices)
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn enter(_file: &Path, _devices: Devices) -> String {
+pub fn enter(_files: &[&Path], _devices: Devices) -> String {
     "separate process only".to_owned()
 }
 
@@ -87,7 +87,7 @@ mod linux {
     const SYSTEM_DIRECTORY: &str = "/sys/devices/system";
     const SYSTEM_FILES: [&str; 2] = ["/proc/cpuinfo", "/proc/meminfo"];
 
-    pub(super) fn enter(file: &Path, devices: Devices) -> String {
+    pub(super) fn enter(files: &[&Path], devices: Devices) -> String {
         let none = Rlimit { current: Some(0), maximum: Some(0) };
         let state = |name: &str, done: Result<String, String>| match done {
             Ok(note) => format!("{name}{note}"),
@@ -102,21 +102,21 @@ mod linux {
             states.push(format!("no no_new_privs: {error}"));
         }
         states.push(match devices {
-            Devices::None => state("landlock", restrict_files(file).map_err(|error| text(&error))),
+            Devices::None => state("landlock", restrict_files(files).map_err(|error| text(&error))),
             Devices::Gpu => "no landlock: a gpu is used".to_owned(),
         });
         states.push(state("seccomp", filter_calls(devices).map(|()| String::new()).map_err(|error| text(&error))));
         states.join(", ")
     }
 
-    fn restrict_files(file: &Path) -> Result<String, RulesetError> {
+    fn restrict_files(files: &[&Path]) -> Result<String, RulesetError> {
         let abi = ABI::V6;
         let mut ruleset = Ruleset::default()
             .handle_access(AccessFs::from_all(abi))?
             .handle_access(AccessNet::from_all(abi))?
             .scope(Scope::from_all(abi))?
             .create()?;
-        let files = SYSTEM_FILES.iter().map(Path::new).chain([file]);
+        let files = SYSTEM_FILES.iter().map(Path::new).chain(files.iter().copied());
         let files = files.map(|file| (file, AccessFs::ReadFile.into()));
         let directory = (Path::new(SYSTEM_DIRECTORY), AccessFs::ReadFile | AccessFs::ReadDir);
         for (path, access) in files.chain([directory]) {

@@ -193,6 +193,8 @@ pub enum StageEvent {
         tokens: Vec<TokenOut>,
         from: u32,
         feed: Vec<Token>,
+        /// The guesses among that are the draft model's.
+        by_model: bool,
     },
     /// Cells of the session from position `from` on, of `of` that come: what [`StageSession::export`] asked for.
     Cells {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "stages/draft_model.rs"]
+mod draft_model;
 
 use std::{
     fs::File,
@@ -14,7 +16,7 @@ use std::{
 
 use common::*;
 use opengrid_engine::{
-    EmbeddedConfig, EmbeddedStage, Engine, EngineError, GenerateRequest, Input, Stage, StageEvent, StageSession,
+    Draft, EmbeddedConfig, EmbeddedStage, Engine, EngineError, GenerateRequest, Input, Stage, StageEvent, StageSession,
     StageSlice, TableFile,
 };
 use opengrid_models::{gguf::file::Header, slice};
@@ -66,11 +68,17 @@ struct Pipeline {
 }
 
 async fn pipeline(cuts: &[u32], context_tokens: u32) -> Pipeline {
+    drafted_pipeline(cuts, context_tokens, None).await
+}
+
+/// With a draft model beside the last stage.
+async fn drafted_pipeline(cuts: &[u32], context_tokens: u32, draft: Option<Draft>) -> Pipeline {
     let directory = tempfile::tempdir().unwrap();
     let ends: Vec<u32> = std::iter::once(0).chain(cuts.iter().copied()).chain([LAYERS]).collect();
     let mut stages = Vec::new();
     for pair in ends.windows(2) {
-        let config = EmbeddedConfig { context_tokens, ..sliced(directory.path(), pair[0], pair[1]) };
+        let draft = draft.clone().filter(|_| pair[1] == LAYERS);
+        let config = EmbeddedConfig { context_tokens, draft, ..sliced(directory.path(), pair[0], pair[1]) };
         stages.push(timeout(PATIENCE, EmbeddedStage::start(config)).await.unwrap().unwrap());
     }
     Pipeline { stages, _directory: directory }
@@ -140,7 +148,7 @@ async fn run_over(
         laps += 1;
         tokio::time::sleep(delay).await;
         match lap(sessions, from, feed).await {
-            StageEvent::Drawn { tokens, from: next_from, feed: next_feed } => {
+            StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } => {
                 answer.extend(tokens);
                 (from, feed) = (next_from, next_feed);
                 if feed.is_empty() {
@@ -216,7 +224,7 @@ async fn a_stage_that_dies_is_replaced_by_feeding_its_input_again() {
     let (mut sent, mut answer) = (Vec::new(), Vec::new());
     let (mut from, mut feed) = (0, request.tokens.clone());
     for _ in 0..20 {
-        let StageEvent::Drawn { tokens, from: next_from, feed: next_feed } =
+        let StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } =
             kept_lap(&mut sessions, from, feed, &mut sent).await
         else {
             panic!("a token")
@@ -237,7 +245,7 @@ async fn a_stage_that_dies_is_replaced_by_feeding_its_input_again() {
     }
     loop {
         match lap(&mut sessions, from, feed).await {
-            StageEvent::Drawn { tokens, from: next_from, feed: next_feed } => {
+            StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } => {
                 answer.extend(tokens);
                 (from, feed) = (next_from, next_feed);
             }
@@ -257,8 +265,12 @@ fn kill(pid: u32) {
 }
 
 async fn reopen(stage: &EmbeddedStage) -> StageSession {
+    reopen_with(stage, None).await
+}
+
+async fn reopen_with(stage: &EmbeddedStage, head: Option<GenerateRequest>) -> StageSession {
     for _ in 0..200 {
-        match stage.open(None) {
+        match stage.open(head.clone()) {
             Ok(session) => return session,
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -385,7 +397,8 @@ async fn a_session_moves_to_other_processes_and_nothing_is_fed_again() {
     let (mut from, mut feed) = (0, request.tokens.clone());
     for moving in [Some(1), None, Some(0), Some(2)] {
         for _ in 0..2 {
-            let StageEvent::Drawn { tokens, from: next_from, feed: next_feed } = lap(&mut sessions, from, feed).await
+            let StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } =
+                lap(&mut sessions, from, feed).await
             else {
                 panic!("a token")
             };
@@ -403,7 +416,7 @@ async fn a_session_moves_to_other_processes_and_nothing_is_fed_again() {
     feed.truncate(1);
     while !feed.is_empty() {
         match lap(&mut sessions, from, feed).await {
-            StageEvent::Drawn { tokens, from: next_from, feed: next_feed } => {
+            StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } => {
                 answer.extend(tokens);
                 (from, feed) = (next_from, next_feed);
             }

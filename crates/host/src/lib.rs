@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 pub use generic::Generic;
 #[cfg(target_os = "linux")]
 pub use linux::Linux;
-pub use plan::{ModelNeeds, OwnerLimits, Plan, Role, Shortage, recommend, role_by_speed};
+pub use plan::{ModelNeeds, OwnerLimits, Plan, Role, Shortage, recommend, role_by_speed, room_beside};
 pub use profile::{Battery, Cpu, Disk, Gpu, HostProfile, Memory, Os};
 
 /// Reads one machine. What cannot be read is left out or zero, never guessed.

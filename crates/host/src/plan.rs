@@ -21,6 +21,8 @@ const CORES_ALL_MAX: u32 = 4;
 const WORKER_DECODE_TOKENS_PER_S_MIN: f32 = 8.0;
 /// What the engine needs besides weights and KV cache (compute buffers, process), in bytes.
 const OVERHEAD_BYTES: u64 = 192 * 1024 * 1024;
+/// And what a second model in the same process needs besides its own.
+const OVERHEAD_BESIDE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What a model takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,8 +102,7 @@ pub struct Shortage {
 /// # Errors
 /// [`Shortage`]: weights and the smallest useful KV cache (or the one that the owner fixed) do not fit.
 pub fn recommend(profile: &HostProfile, needs: &ModelNeeds, owner: &OwnerLimits) -> Result<Plan, Shortage> {
-    let share = percent(profile.memory.available_bytes, owner.memory_percent);
-    let allowed_bytes = owner.memory_bytes.map_or(share, |bytes| bytes.min(share));
+    let allowed_bytes = allowed(profile, owner);
     let weights = needs.weights_bytes.saturating_add(OVERHEAD_BYTES);
     let kv_room = allowed_bytes.saturating_sub(weights);
     let default_budget = (profile.memory.available_bytes / 100 * KV_PERCENT).min(KV_BUDGET_BYTES_MAX);
@@ -115,6 +116,30 @@ pub fn recommend(profile: &HostProfile, needs: &ModelNeeds, owner: &OwnerLimits)
     }
     let role = needs.decode_tokens_per_s.map_or(Role::Worker, role_by_speed);
     Ok(Plan { threads: threads(profile, owner), slots, context_tokens, kv_budget_bytes, role })
+}
+
+/// Whether another model finds room beside one that is served by this plan, for as many and as long sessions.
+///
+/// # Errors
+/// [`Shortage`], of both together.
+pub fn room_beside(
+    profile: &HostProfile,
+    owner: &OwnerLimits,
+    (served, plan): (&ModelNeeds, &Plan),
+    other: &ModelNeeds,
+) -> Result<(), Shortage> {
+    let context = u64::from(plan.context_tokens.min(other.trained_context_tokens));
+    let cells = u64::from(plan.slots).saturating_mul(context);
+    let other_bytes = other.weights_bytes.saturating_add(other.kv_bytes_per_token.saturating_mul(cells));
+    let served_bytes = served.weights_bytes.saturating_add(plan.kv_budget_bytes);
+    let needed_bytes = served_bytes.saturating_add(other_bytes).saturating_add(OVERHEAD_BYTES + OVERHEAD_BESIDE_BYTES);
+    let allowed_bytes = allowed(profile, owner);
+    if needed_bytes > allowed_bytes { Err(Shortage { needed_bytes, allowed_bytes }) } else { Ok(()) }
+}
+
+fn allowed(profile: &HostProfile, owner: &OwnerLimits) -> u64 {
+    let share = percent(profile.memory.available_bytes, owner.memory_percent);
+    owner.memory_bytes.map_or(share, |bytes| bytes.min(share))
 }
 
 /// The role that a measured decode speed (tokens per second, one stream) earns.
@@ -248,6 +273,28 @@ mod tests {
         let many_slots = OwnerLimits { slots: Some(16), ..OwnerLimits::default() };
         let plan = recommend(&rich, &SMOLLM2, &many_slots).unwrap();
         assert_eq!((plan.slots, plan.context_tokens), (16, 2_048));
+    }
+
+    #[test]
+    fn a_second_model_fits_beside_the_first_or_its_lack_is_told() {
+        let draft = ModelNeeds { weights_bytes: 10 << 20, kv_bytes_per_token: 1_000, ..SMOLLM2 };
+        let sized = |megabytes: u64| {
+            let owner = OwnerLimits {
+                memory_bytes: Some(megabytes << 20),
+                slots: Some(2),
+                context_tokens: Some(1_024),
+                ..OwnerLimits::default()
+            };
+            let machine = machine(8 * GIB, 2, 2, 2);
+            let plan = recommend(&machine, &SMOLLM2, &owner).unwrap();
+            assert_eq!((plan.slots, plan.context_tokens), (2, 1_024), "the first one keeps what it has");
+            room_beside(&machine, &owner, (&SMOLLM2, &plan), &draft)
+        };
+        // 93.8 and 45 MiB of the first and 192 around it; 10, 2 and 64 of the second.
+        assert_eq!(sized(410), Ok(()));
+        let shortage = sized(400).unwrap_err();
+        assert_eq!(shortage.allowed_bytes, 400 << 20);
+        assert!((6 << 20..8 << 20).contains(&(shortage.needed_bytes - shortage.allowed_bytes)), "{shortage}");
     }
 
     #[test]

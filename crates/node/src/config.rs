@@ -117,6 +117,8 @@ pub struct EngineSettings {
     pub prefill_chunk: Option<u32>,
     pub gpu_layers: u32,
     pub queue_max: u16,
+    /// A model, as the catalogue names it, that guesses the next tokens where the last layers of another are served.
+    pub draft: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,7 @@
 //! From `--serve` to running engines: fetch what is missing, load what fits, announce.
 
 mod auto;
+mod draft;
 mod stage;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -44,6 +45,9 @@ pub fn resolve(config: &NodeConfig, catalogue: &Catalogue) -> Result<Option<Vec<
         }
         Ok(Wanted { entry, part: wish.part })
     };
+    if let Some(id) = config.engine.draft.as_ref().filter(|id| catalogue.get(id).is_none()) {
+        return Err(StartError::UnknownModel(id.clone()));
+    }
     match &config.serve {
         Serve::Auto => Ok(None),
         Serve::None => Ok(Some(Vec::new())),
@@ -89,7 +93,9 @@ pub fn spawn(node: &Arc<Node>, serve: Option<Vec<Wanted>>) {
             let load = async {
                 match part {
                     WishedPart::Whole => load_patiently(&node, &entry).await,
-                    WishedPart::Layers(layers) => stage::load_patiently(&node, &entry, layers).await,
+                    WishedPart::Layers(layers) => {
+                        stage::load_patiently(&node, &entry, layers, draft::Chosen::ByOwner).await
+                    }
                     WishedPart::Auto => auto::serve(&node, &entry).await,
                 }
             };
@@ -245,20 +251,31 @@ fn embedded(node: &Arc<Node>, entry: &ModelEntry, model_path: PathBuf, plan: &Pl
         gpu_layers: settings.gpu_layers,
         prefill_chunk: settings.prefill_chunk,
         stage: None,
+        // `--layers auto` took all of them.
+        draft: draft::unused(node, "all layers are here, so that no laps are to be spared"),
     }
 }
 
 /// Threads, slots and context for a file whose weights take so many bytes: the owner's wishes, then what the machine
 /// allows.
 async fn plan(node: &Arc<Node>, weights_bytes: u64, info: &gguf::ModelInfo) -> Result<Plan, String> {
-    let settings = &node.config.engine;
-    let needs = ModelNeeds {
+    let profile = host_profile(node).await?;
+    opengrid_host::recommend(&profile, &needs(weights_bytes, info), &owner_limits(node))
+        .map_err(|error| error.to_string())
+}
+
+fn needs(weights_bytes: u64, info: &gguf::ModelInfo) -> ModelNeeds {
+    ModelNeeds {
         weights_bytes,
         kv_bytes_per_token: info.kv_bytes_per_token,
         trained_context_tokens: u32::try_from(info.context_length).unwrap_or(u32::MAX),
         decode_tokens_per_s: None,
-    };
-    let owner = OwnerLimits {
+    }
+}
+
+fn owner_limits(node: &Node) -> OwnerLimits {
+    let settings = &node.config.engine;
+    OwnerLimits {
         cpu_percent: node.config.cpu_percent,
         memory_percent: node.config.memory_percent,
         memory_bytes: node.config.memory_bytes,
@@ -266,9 +283,10 @@ async fn plan(node: &Arc<Node>, weights_bytes: u64, info: &gguf::ModelInfo) -> R
         slots: settings.slots.map(u32::from),
         context_tokens: settings.context_tokens,
         kv_budget_bytes: settings.kv_budget_bytes,
-    };
+    }
+}
+
+async fn host_profile(node: &Arc<Node>) -> Result<HostProfile, String> {
     let models_dir = node.config.models_dir.clone();
-    let profile: HostProfile =
-        tokio::task::spawn_blocking(move || Probe::new(models_dir).run()).await.map_err(|error| error.to_string())?;
-    opengrid_host::recommend(&profile, &needs, &owner).map_err(|error| error.to_string())
+    tokio::task::spawn_blocking(move || Probe::new(models_dir).run()).await.map_err(|error| error.to_string())
 }

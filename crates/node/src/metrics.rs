@@ -37,6 +37,8 @@ pub struct Metrics {
     rows_again: Counter,
     ahead_bytes: Counter,
     ahead_rows_used: Counter,
+    draft_model_guesses: Counter,
+    draft_model_guesses_true: Counter,
 }
 
 impl Default for Metrics {
@@ -79,6 +81,9 @@ impl Default for Metrics {
         let ahead_bytes = counter(&mut registry, "ahead_bytes", "Bytes of rows sent ahead to standbys of other nodes");
         let ahead_rows_used =
             counter(&mut registry, "ahead_rows_used", "Rows sent ahead that a part began with here, for a lost one");
+        let draft_model_guesses = counter(&mut registry, "draft_model_guesses", "Guesses that a draft model made");
+        let draft_model_guesses_true =
+            counter(&mut registry, "draft_model_guesses_true", "Guesses of a draft model that came true");
         Self {
             registry: Mutex::new(registry),
             faults,
@@ -101,6 +106,8 @@ impl Default for Metrics {
             rows_again,
             ahead_bytes,
             ahead_rows_used,
+            draft_model_guesses,
+            draft_model_guesses_true,
         }
     }
 }
@@ -135,6 +142,8 @@ impl Metrics {
         let ahead = &node.hub.ahead;
         catch_up(&self.ahead_bytes, ahead.sent_bytes.load(Ordering::Relaxed));
         catch_up(&self.ahead_rows_used, ahead.used_rows.load(Ordering::Relaxed));
+        catch_up(&self.draft_model_guesses, laps.model_guesses.load(Ordering::Relaxed));
+        catch_up(&self.draft_model_guesses_true, laps.model_came_true.load(Ordering::Relaxed));
         let mut text = String::new();
         if let Ok(registry) = self.registry.lock() {
             // Writing to a String does not fail.

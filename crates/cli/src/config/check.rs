@@ -8,7 +8,7 @@ use opengrid_protocol::{
     limits::{ADDRESS_BYTES_MAX, MODEL_ID_BYTES_MAX},
 };
 
-use opengrid_node::config::Wish;
+use opengrid_node::config::{Wish, WishedPart};
 
 use super::{Config, ConfigError, Engine, ServeModels, value::clip};
 
@@ -89,6 +89,18 @@ pub fn model_id(text: &str) -> Result<(), String> {
     Err(format!("`{text}` is no model id; `opengrid ls --all` lists them"))
 }
 
+/// A whole model, or nothing.
+pub fn draft(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    model_id(text)?;
+    match text.parse::<Wish>() {
+        Ok(wish) if wish.part == WishedPart::Whole => Ok(()),
+        _ => Err(format!("`{text}` names layers: a draft model is used whole")),
+    }
+}
+
 pub fn model_source(text: &str) -> Result<(), String> {
     match text {
         "peers" | "hub" | "package" => Ok(()),
@@ -123,6 +135,16 @@ pub fn together(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::Setting {
             place: "[serve] engine".to_owned(),
             what: "an external engine serves one model: name it, as --serve smollm2-135m".to_owned(),
+        });
+    }
+    let in_parts = |id: &String| id.parse::<Wish>().is_ok_and(|wish| wish.part != WishedPart::Whole);
+    let some_in_parts = matches!(&config.serve.models, ServeModels::These(ids) if ids.iter().any(in_parts));
+    if config.serve.draft.is_some() && !some_in_parts {
+        return Err(ConfigError::Setting {
+            place: "[serve] draft".to_owned(),
+            what:
+                "it guesses for the last layers of a model: serve those, as --serve ID --layers 20..30, or leave it out"
+                    .to_owned(),
         });
     }
     if config.models.dir.as_os_str().is_empty() {

@@ -171,6 +171,14 @@ pub const KEYS: &[Key] = &[
          that `models` names. \"auto\": the first of them on the usual ports of this machine that does.\n\
          \"fake\": nonsense without a model, for load tests only.",
     ),
+    key(
+        "serve",
+        "draft",
+        Kind::Text(check::draft),
+        "\"\"",
+        "Model id: a small model with the same tokens, which guesses what follows, so that a lap over several nodes brings\n\
+         several tokens. Used where the last layers of a model are served and memory is left beside them. Empty: none.",
+    ),
     key("serve", "threads", integer(0, 1_024), "0", "Threads per engine. 0: by the cores of this machine."),
     key("serve", "slots", integer(0, 256), "0", "Answers that are computed at once, per model. 0: by memory."),
     key(

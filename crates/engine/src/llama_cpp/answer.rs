@@ -55,6 +55,17 @@ impl Answer {
         Ok((answer, tokens_max))
     }
 
+    /// Draws what a draft model guesses to follow the answer and these guesses; `None` with a grammar.
+    pub fn drawer(&self, guesses: &[Token]) -> Option<Drawer> {
+        if self.constraint.is_some() {
+            return None;
+        }
+        let mut sampler = self.sampler.clone();
+        guesses.iter().for_each(|token| sampler.accept(*token));
+        let step = self.step.saturating_add(guesses.len() as u32);
+        Some(Drawer { sampler, step, stop_tokens: self.stop_tokens.clone() })
+    }
+
     /// Draws the next token and takes it into the answer; `logits` are overwritten.
     ///
     /// # Errors
@@ -98,5 +109,25 @@ impl Answer {
         let complete = self.constraint.as_ref().is_some_and(|constraint| constraint.is_complete());
         let stop = self.stop_tokens.first().filter(|_| complete)?;
         Some(Finish::Stop(*stop))
+    }
+}
+
+/// Draws as its answer would, from another model's logits.
+pub struct Drawer {
+    sampler: Sampler,
+    step: u32,
+    stop_tokens: Vec<Token>,
+}
+
+impl Drawer {
+    /// The next token; `None` where the answer would end. `logits` are overwritten.
+    pub fn draw(&mut self, logits: &mut [f32]) -> Option<Token> {
+        let token = self.sampler.pick(logits, self.step);
+        if self.stop_tokens.contains(&token) {
+            return None;
+        }
+        self.sampler.accept(token);
+        self.step += 1;
+        Some(token)
     }
 }

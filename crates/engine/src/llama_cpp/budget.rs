@@ -25,7 +25,7 @@ pub struct Fit {
 }
 
 /// Bytes of keys and values that `slots` sequences of `context_tokens` take.
-fn kv_bytes(slots: u64, context_tokens: u64, bytes_per_token: u64) -> u64 {
+pub fn kv_bytes(slots: u64, context_tokens: u64, bytes_per_token: u64) -> u64 {
     let cells = context_tokens.div_ceil(CONTEXT_STEP).saturating_mul(CONTEXT_STEP);
     slots.saturating_mul(cells).saturating_mul(bytes_per_token)
 }

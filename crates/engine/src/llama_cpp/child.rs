@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io::{self, Stdin},
+    path::{Path, PathBuf},
     sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use opengrid_protocol::{
 use super::{
     Mode,
     answer::{Answer, Draw},
-    budget, encoder,
+    budget, draft_model, encoder,
     ffi::{BatchToken, Context, ContextOptions, Model, ModelOptions},
     grammars::{self, Compiler, SharedWords},
     messages::{FromEngine, Generate, JobEvent, Load, Measured, Progress, Ready, ToEngine},
@@ -47,9 +48,14 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
     let ToEngine::Load(load) = ipc::read(&mut input, ipc::TO_CHILD_BYTES_MAX)? else {
         return Err(io::Error::other("the first message is not Load"));
     };
-    // Opened before the sandbox closes: a stage needs no other path than its slice afterwards.
+    // Opened before the sandbox closes: a stage loads its slice and a draft model afterwards, and needs no other path.
     let table = load.stage.as_ref().and_then(|stage| stage.table.as_ref()).map(|table| File::open(&table.path));
-    let sandbox = sandbox::enter(&load.model_path, load.devices);
+    let files: Vec<&Path> = [&load.model_path]
+        .into_iter()
+        .chain(load.draft.iter().map(|draft| &draft.path))
+        .map(PathBuf::as_path)
+        .collect();
+    let sandbox = sandbox::enter(&files, load.devices);
     let (sender, inbox) = sync_channel(INBOX);
     let words = SharedWords::default();
     let compiler = Compiler::new(words.clone());
@@ -68,7 +74,10 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
         return encoder::Server::new(encoder, &load, &ready).serve(&inbox, &mut output);
     }
     if let Some(slice) = &load.stage {
-        let prepared = stage_child::prepare(&load, slice, &model, table, sandbox);
+        let draft = load.draft.as_ref().filter(|_| slice.is_last());
+        let draft = draft.map(|draft| draft_model::load(&load, draft, &model)).transpose();
+        let draft = draft.map_err(|why| refuse(&mut output, why))?;
+        let prepared = stage_child::prepare(&load, slice, &model, draft.as_ref(), table, sandbox);
         let (stage, ready) = prepared.map_err(|why| refuse(&mut output, why))?;
         // The others have no vocabulary, and llama.cpp aborts when it is asked for one.
         if slice.is_last() {
@@ -184,6 +193,7 @@ fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(Contex
         weight_bytes,
         kv_bytes: fit.kv_bytes,
         cells: None,
+        draft: None,
         sandbox,
     };
     Ok((context, ready))

@@ -40,6 +40,17 @@ pub struct EmbeddedConfig {
     pub prefill_chunk: Option<u32>,
     /// The file is this slice of a model: for [`EmbeddedStage`](crate::EmbeddedStage).
     pub stage: Option<StageSlice>,
+    /// Guesses the next tokens for the last stage.
+    pub draft: Option<Draft>,
+}
+
+/// A draft model that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// For people.
+    pub name: String,
+    /// Its file, or why it is not used here, for people. Whoever sets it has compared the tokens with the served model's.
+    pub file: Result<PathBuf, String>,
 }
 
 impl EmbeddedConfig {
@@ -60,6 +71,7 @@ impl EmbeddedConfig {
             gpu_layers: 0,
             prefill_chunk: None,
             stage: None,
+            draft: None,
         }
     }
 }

@@ -69,6 +69,7 @@ pub fn prepare<'m>(load: &Load, model: &'m Model, sandbox: String) -> Result<(En
         weight_bytes,
         kv_bytes: 0,
         cells: None,
+        draft: None,
         sandbox,
     };
     Ok((encoder, ready))

@@ -1,5 +1,6 @@
 //! Thin, safe wrappers over llama.cpp's C interface. The only unsafe code of the project: every block says why it
-//! holds. Used in child processes only, one model and one context a process, from one thread.
+//! holds. Used in child processes only, from one thread: one model and one context a process, and beside those of the last
+//! stage the ones of a draft model, on the same threads.
 #![allow(unsafe_code)]
 
 mod encoder;
@@ -11,6 +12,7 @@ use std::{
     marker::PhantomData,
     path::Path,
     ptr::NonNull,
+    rc::Rc,
     sync::{
         Once,
         atomic::{AtomicBool, Ordering},
@@ -346,7 +348,7 @@ pub struct BatchToken {
 pub struct Context<'m> {
     context: NonNull<sys::llama_context>,
     /// One for each of [`pace::levels`].
-    pools: Vec<Pool>,
+    pools: Rc<[Pool]>,
     slots: usize,
     batch: usize,
     vocabulary: usize,
@@ -376,6 +378,24 @@ impl<'m> Context<'m> {
     /// # Errors
     /// llama.cpp's own words, mostly for lack of memory.
     pub fn new(model: &'m Model, options: ContextOptions) -> Result<Self, String> {
+        let poll = if options.is_stage { POLL_STAGE } else { POLL };
+        let pools: Vec<Pool> = pace::levels(options.threads.clamp(1, 512))
+            .into_iter()
+            .map(|threads| Pool::new(threads, poll))
+            .collect::<Result<_, _>>()?;
+        Self::on(model, options, pools.into())
+    }
+
+    /// A context that computes on the threads of this one, while this one does not: threads of their own would wait for
+    /// work by spinning on the cores that the other's need.
+    ///
+    /// # Errors
+    /// As [`Context::new`].
+    pub fn beside<'n>(&self, model: &'n Model, options: ContextOptions) -> Result<Context<'n>, String> {
+        Context::on(model, options, self.pools.clone())
+    }
+
+    fn on(model: &'m Model, options: ContextOptions, pools: Rc<[Pool]>) -> Result<Self, String> {
         let threads = i32::try_from(options.threads.clamp(1, 512)).unwrap_or(1);
         // SAFETY: returns a struct by value.
         let mut params = unsafe { sys::llama_context_default_params() };
@@ -403,7 +423,7 @@ impl<'m> Context<'m> {
         let context = NonNull::new(context).ok_or_else(|| last_error("llama.cpp makes no context"))?;
         let mut context = Self {
             context,
-            pools: Vec::new(),
+            pools,
             slots: usize::from(options.slots),
             batch: options.batch as usize,
             vocabulary: model.vocabulary_size() as usize,
@@ -414,11 +434,6 @@ impl<'m> Context<'m> {
             rows_out: Vec::new(),
             model: PhantomData,
         };
-        let poll = if options.is_stage { POLL_STAGE } else { POLL };
-        context.pools = pace::levels(options.threads.clamp(1, 512))
-            .into_iter()
-            .map(|threads| Pool::new(threads, poll))
-            .collect::<Result<_, _>>()?;
         context.use_threads(0);
         Ok(context)
     }
@@ -426,7 +441,8 @@ impl<'m> Context<'m> {
     /// The next steps run on the threads of this level of [`pace::levels`].
     pub fn use_threads(&mut self, level: usize) {
         let Some(pool) = self.pools.get(level) else { return };
-        // SAFETY: context and pool live until `drop`; ggml pauses the pool that was attached before.
+        // SAFETY: context and pool live until `drop`; ggml pauses the pool that was attached before, and starts a paused one
+        // with the next graph. Contexts that share pools compute one after the other: all is one thread.
         unsafe {
             sys::llama_set_n_threads(self.ptr(), pool.threads, pool.threads);
             sys::llama_attach_threadpool(self.ptr(), pool.pool.as_ptr(), pool.pool.as_ptr());

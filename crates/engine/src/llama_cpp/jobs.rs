@@ -375,7 +375,9 @@ impl State {
     fn pass_on_stage(&mut self, id: u64, progress: Progress) -> Result<(), &'static str> {
         let (event, last) = match progress {
             Progress::Rows { from, rows } => (StageEvent::Rows { from, rows }, false),
-            Progress::Drawn { tokens, from, feed } => (StageEvent::Drawn { tokens, from, feed }, false),
+            Progress::Drawn { tokens, from, feed, by_model } => {
+                (StageEvent::Drawn { tokens, from, feed, by_model }, false)
+            }
             Progress::Cells { tag, from, of, cells } => (StageEvent::Cells { tag, from, of, cells }, false),
             Progress::Imported(count) => (StageEvent::Imported(count), false),
             Progress::CellsRefused(why) => (StageEvent::CellsRefused(why), false),

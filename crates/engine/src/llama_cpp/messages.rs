@@ -97,6 +97,25 @@ pub struct Load {
     pub known: Option<Measured>,
     /// The file is a slice: the child is a stage.
     pub stage: Option<StageSlice>,
+    /// For the last stage: guesses the next tokens, where there is room.
+    pub draft: Option<DraftFile>,
+}
+
+/// A whole model with the tokens of the served one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DraftFile {
+    /// For people.
+    pub name: String,
+    pub path: PathBuf,
+}
+
+/// What became of a draft model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum DraftState {
+    /// Weights and cache take so many bytes.
+    Beside { bytes: u64 },
+    /// With a reason for people.
+    LeftOut(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,6 +134,8 @@ pub struct Ready {
     pub kv_bytes: u64,
     /// Of a stage: how its cells lie, where they can be moved.
     pub cells: Option<Layout>,
+    /// Where one was asked for.
+    pub draft: Option<DraftState>,
     /// What confines the child, for people.
     pub sandbox: String,
 }
@@ -168,6 +189,7 @@ pub enum Progress {
         tokens: Vec<TokenOut>,
         from: u32,
         feed: Vec<Token>,
+        by_model: bool,
     },
     /// Of a stage: cells from position `from` on, of `of` that come.
     Cells {

@@ -2,13 +2,14 @@
 //!
 //! On the node's side: [`EmbeddedEngine`] (the [`Engine`] trait), `supervisor` (the child's life), `jobs` (what runs),
 //! `measured` (the cache of self-test results). In the child: `child` (the step loop), `encoder` (the same for
-//! embedding models), `pace` (how many threads), `grammars`,
+//! embedding models), `draft_model` (beside the last stage), `pace` (how many threads), `grammars`,
 //! `self_test`, `budget`, `ffi`. `speeds` is known to both.
 
 mod answer;
 mod budget;
 mod child;
 mod config;
+mod draft_model;
 mod encoder;
 pub(crate) mod ffi;
 mod grammars;
@@ -38,12 +39,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) use child::run as run_child;
-pub use config::{EmbeddedConfig, Mode};
+pub use config::{Draft, EmbeddedConfig, Mode};
 pub use stage::EmbeddedStage;
 
 use self::{
     jobs::{Bounds, Jobs},
-    messages::{Embed, Generate, Ready},
+    messages::{DraftState, Embed, Generate, Ready},
     supervisor::Supervisor,
 };
 use crate::{
@@ -235,7 +236,7 @@ fn capabilities(config: &EmbeddedConfig, ready: &Ready) -> Capabilities {
         decode_tokens_per_s: ready.measured.decode_tokens_per_s,
         prefill_tokens_per_s: ready.measured.prefill_tokens_per_s,
         memory_bytes: ready.weight_bytes.saturating_add(ready.kv_bytes),
-        description: description(config, ready),
+        description: description(config, ready) + &draft_words(config.draft.as_ref(), ready.draft.as_ref()),
     }
 }
 
@@ -243,4 +244,14 @@ fn description(config: &EmbeddedConfig, ready: &Ready) -> String {
     let device = if config.gpu_layers > 0 { "gpu" } else { "cpu" };
     let kind = if matches!(ready.measured.class, Class::Exact(_)) { "exact" } else { "approximate" };
     format!("llama.cpp {LLAMA_CPP} ({device}, {kind}, {} threads; sandbox: {})", config.threads, ready.sandbox)
+}
+
+/// What became of the draft model that was asked for, behind a description.
+fn draft_words(draft: Option<&Draft>, state: Option<&DraftState>) -> String {
+    let Some(Draft { name, file }) = draft else { return String::new() };
+    match (file, state) {
+        (Ok(_), Some(DraftState::Beside { .. })) => format!(", draft model {name}"),
+        (Err(why), _) | (Ok(_), Some(DraftState::LeftOut(why))) => format!(", no draft model {name}: {why}"),
+        (Ok(_), None) => format!(", no draft model {name}: only the last stage has a use for it"),
+    }
 }

@@ -8,10 +8,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    EmbeddedConfig, check, description, generate,
+    Draft, EmbeddedConfig, check, description, draft_words, generate,
     jobs::{Bounds, Jobs},
-    messages::Ready,
-    supervisor::Supervisor,
+    messages::{DraftState, Ready},
+    supervisor::{SharedDraft, Supervisor},
 };
 use crate::{
     EngineError, GenerateRequest, Load,
@@ -21,7 +21,10 @@ use crate::{
 
 /// llama.cpp over a slice. Restarted when it dies; its sessions end with [`EngineError::Died`] then.
 pub struct EmbeddedStage {
+    /// Without what its draft model adds.
     capabilities: StageCapabilities,
+    draft: Option<Draft>,
+    draft_state: SharedDraft,
     slice: StageSlice,
     vocabulary_size: u32,
     layout: Option<Layout>,
@@ -45,13 +48,17 @@ impl EmbeddedStage {
             tracing::warn!(%why, "the stage is not batch-invariant on this machine: its class is approximate");
         }
         let capabilities = capabilities(supervisor.config(), &slice, &ready);
-        tracing::info!(stage = %capabilities.description, layers = %slice.layers, "stage ready");
+        let draft = draft_words(supervisor.config().draft.as_ref(), ready.draft.as_ref());
+        tracing::info!(stage = %capabilities.description, draft, layers = %slice.layers, "stage ready");
         let bounds = Bounds { slots: ready.slots, queue_max: 0, context_tokens: ready.context_tokens };
         let jobs = Arc::new(Jobs::new(bounds, ready.measured.speeds()));
         jobs.start(process.id());
+        let (draft, draft_state) = (supervisor.config().draft.clone(), supervisor.draft());
         let task = tokio::spawn(supervisor.run(process, jobs.clone(), stop.clone()));
         Ok(Arc::new(Self {
             capabilities,
+            draft,
+            draft_state,
             slice,
             vocabulary_size: ready.vocabulary_size,
             layout: ready.cells,
@@ -95,7 +102,11 @@ impl EmbeddedStage {
 impl Stage for EmbeddedStage {
     fn capabilities(&self) -> StageCapabilities {
         let speeds = self.jobs.speeds();
+        let state = self.draft_state.lock().clone();
+        let draft_bytes = if let Some(DraftState::Beside { bytes }) = state { bytes } else { 0 };
         StageCapabilities {
+            memory_bytes: self.capabilities.memory_bytes.saturating_add(draft_bytes),
+            description: self.capabilities.description.clone() + &draft_words(self.draft.as_ref(), state.as_ref()),
             decode_tokens_per_s: speeds.decode,
             prefill_tokens_per_s: speeds.prefill,
             ..self.capabilities.clone()

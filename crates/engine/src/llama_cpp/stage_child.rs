@@ -14,7 +14,8 @@ use opengrid_protocol::session::{Finish, Token, Usage};
 use super::{
     Mode,
     answer::{Answer, Draw},
-    child::{self, Incoming, SPEEDS_EVERY, step_limits},
+    child::{self, Incoming, SPEEDS_EVERY, WORKSPACE_BYTES, step_limits},
+    draft_model::{DraftModel, Text},
     ffi::{BatchToken, Context, ContextOptions, Model, Span, TokenTable},
     messages::{FromEngine, Generate, JobEvent, Load, Progress, Ready, ToEngine},
     pace::Pace,
@@ -23,7 +24,7 @@ use super::{
     stage_cells::Moves,
 };
 use crate::{
-    drafts::{self, DRAFTS_MAX, Drafting},
+    drafts::{self, DRAFTS_MAX, Drafting, Source},
     ipc, sandbox,
     spans::{Chunk, Gathering, Part, Spans},
     stage::{Input, StageSlice},
@@ -40,6 +41,7 @@ pub fn prepare<'m>(
     load: &Load,
     slice: &StageSlice,
     model: &'m Model,
+    draft: Option<&'m Model>,
     table: Option<io::Result<File>>,
     sandbox: String,
 ) -> Result<(Server<'m>, Ready), String> {
@@ -82,11 +84,16 @@ pub fn prepare<'m>(
             None
         }
     };
+    let taken_bytes = fit.kv_bytes + WORKSPACE_BYTES + if load.gpu_layers == 0 { slice.weight_bytes } else { 0 };
+    let beside = draft.map(|model| DraftModel::beside(&context, load, model, fit, taken_bytes)).transpose()?;
+    let (draft, draft_state) = beside.map_or((None, None), |(draft, state)| (draft, Some(state)));
     let mut server = Server {
         spans: Spans::new(usize::from(fit.slots), fit.context_tokens as usize, part),
         pace: Pace::new(if load.gpu_layers > 0 { 1 } else { context.levels() }),
         moves: Moves::new(layout, usize::from(fit.slots)),
         context,
+        draft,
+        next_slot: 0,
         table,
         is_last,
         width: width as usize,
@@ -117,6 +124,7 @@ pub fn prepare<'m>(
         weight_bytes: slice.weight_bytes,
         kv_bytes: fit.kv_bytes,
         cells: server.moves.layout.clone(),
+        draft: draft_state,
         sandbox,
     };
     Ok((server, ready))
@@ -179,6 +187,9 @@ pub struct Server<'m> {
     gathering: Gathering,
     pub(super) context: Context<'m>,
     pub(super) moves: Moves,
+    draft: Option<DraftModel<'m>>,
+    /// Whose draft is worked on next in spare time.
+    next_slot: usize,
     pace: Pace,
     table: Option<TokenTable>,
     is_last: bool,
@@ -203,6 +214,7 @@ struct Head {
     tokens: Vec<Token>,
     /// Behind `tokens`: guesses that were fed with the last one.
     drafts: Vec<Token>,
+    drafts_from: Source,
     drafting: Drafting,
     /// When the last token was drawn.
     drawn: Option<Instant>,
@@ -215,7 +227,7 @@ impl Server<'_> {
     /// When the parent's stream is broken or llama.cpp fails during a step.
     pub fn serve(mut self, inbox: &Receiver<Incoming>, output: &mut File) -> io::Result<()> {
         loop {
-            if self.spans.idle() && self.moves.idle() {
+            if self.spans.idle() && self.moves.idle() && !self.draft_ahead().map_err(io::Error::other)? {
                 let Ok(message) = inbox.recv() else { return Ok(()) };
                 self.handle(message, output)?;
             }
@@ -315,12 +327,16 @@ impl Server<'_> {
             Ok((answer, tokens_max)) => {
                 self.open(generate.id);
                 if let Some(slot) = self.spans.slot(generate.id) {
+                    if let Some(draft) = &mut self.draft {
+                        draft.forget(slot);
+                    }
                     let tokens = generate.tokens;
                     let usage = Usage { prefilled_tokens: tokens.len() as u32, ..Usage::default() };
                     self.heads[slot] = Some(Head {
                         answer,
                         tokens,
                         drafts: Vec::new(),
+                        drafts_from: Source::Text,
                         drafting: Drafting::default(),
                         drawn: None,
                         tokens_max,
@@ -396,6 +412,27 @@ impl Server<'_> {
         if self.is_last { self.draw(&spans) } else { self.pass_on(&chunks) }
     }
 
+    /// A piece of the draft model's work, in spare time: catches up with texts that it is to guess from, and guesses behind
+    /// the guesses under way. False when there is none.
+    fn draft_ahead(&mut self) -> Result<bool, String> {
+        let Some(draft) = &mut self.draft else { return Ok(false) };
+        let slots = self.heads.len();
+        for slot in (self.next_slot..self.next_slot + slots).map(|slot| slot % slots) {
+            let Some(head) = self.heads[slot].as_ref().filter(|head| head.drafting.wants_model()) else { continue };
+            if self.spans.is_crowded(head.answer.id) {
+                continue;
+            }
+            let of_model = matches!(head.drafts_from, Source::Model);
+            let in_flight = if of_model { head.drafts.as_slice() } else { &[] };
+            // The token that is drawn behind guesses that all come true, and as many guesses again.
+            if draft.advance(slot, head.text(in_flight), in_flight.len() + 1)? {
+                self.next_slot = slot + 1;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn pass_on(&mut self, chunks: &[Chunk]) -> Result<(), String> {
         let rows_max = rows_max(self.width);
         let mut out = self.context.rows_out();
@@ -429,10 +466,12 @@ impl Server<'_> {
                 let feed = if drawn.end.is_some() {
                     Vec::new()
                 } else {
-                    let is_crowded = self.spans.is_crowded(id);
-                    head.next_feed(if is_crowded { 0 } else { DRAFTS_MAX.min(rows_max(self.width) - 1) })
+                    let guesses_max =
+                        if self.spans.is_crowded(id) { 0 } else { DRAFTS_MAX.min(rows_max(self.width) - 1) };
+                    head.next_feed(guesses_max, span.slot, self.draft.as_mut())?
                 };
-                self.emit(id, Progress::Drawn { tokens: drawn.tokens, from, feed });
+                let by_model = matches!(head.drafts_from, Source::Model) && feed.len() > 1;
+                self.emit(id, Progress::Drawn { tokens: drawn.tokens, from, feed, by_model });
             }
             match drawn.end {
                 Some(Ok(finish)) => {
@@ -511,9 +550,27 @@ impl Head {
     }
 
     /// The last token, whose row is computed next, and guesses at what follows it.
-    fn next_feed(&mut self, guesses_max: usize) -> Vec<Token> {
+    fn next_feed(
+        &mut self,
+        guesses_max: usize,
+        slot: usize,
+        draft: Option<&mut DraftModel<'_>>,
+    ) -> Result<Vec<Token>, String> {
         let room = self.tokens_max.saturating_sub(self.tokens.len() + 1).min(guesses_max);
-        self.drafts = self.drafting.choose(drafts::look_up(&self.tokens, room)).to_vec();
-        self.tokens.last().into_iter().chain(&self.drafts).copied().collect()
+        let mut draft = draft.filter(|_| self.drafting.wants_model());
+        let by_model = draft.as_mut().map_or(0, |draft| draft.at_hand(slot, self.text(&[])).min(room));
+        let found = drafts::look_up(&self.tokens, room);
+        let (source, guesses) = self.drafting.choose(found, by_model);
+        let drafts = match (source, draft) {
+            (Source::Model, Some(draft)) => draft.guesses(slot, self.text(&[]), guesses)?,
+            _ => &found.tokens[..guesses],
+        };
+        self.drafts = drafts.to_vec();
+        self.drafts_from = source;
+        Ok(self.tokens.last().into_iter().chain(&self.drafts).copied().collect())
+    }
+
+    fn text<'t>(&'t self, in_flight: &'t [Token]) -> Text<'t> {
+        Text { tokens: &self.tokens, in_flight, answer: &self.answer }
     }
 }

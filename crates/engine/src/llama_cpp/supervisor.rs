@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,7 @@ use super::{
     EmbeddedConfig, Mode,
     jobs::Jobs,
     measured,
-    messages::{FromEngine, Load, Measured, Ready, ToEngine},
+    messages::{DraftFile, DraftState, FromEngine, Load, Measured, Ready, ToEngine},
     speeds::Speeds,
 };
 use crate::{
@@ -43,7 +44,11 @@ pub struct Supervisor {
     load: Load,
     hang: Duration,
     keeper: Keeper,
+    draft: SharedDraft,
 }
+
+/// What became of the draft model at the last start of the child.
+pub type SharedDraft = Arc<Mutex<Option<DraftState>>>;
 
 impl Supervisor {
     /// Starts the first child.
@@ -65,11 +70,16 @@ impl Supervisor {
         let hang = HANG.max(Duration::from_secs_f32((step_s * 4.0).min(3_600.0)));
         let load =
             Load { known: Some(ready.measured), slots: ready.slots, context_tokens: ready.context_tokens, ..load };
-        Ok((Self { config, load, hang, keeper }, process, ready))
+        let draft = Arc::new(Mutex::new(ready.draft.clone()));
+        Ok((Self { config, load, hang, keeper, draft }, process, ready))
     }
 
     pub fn config(&self) -> &EmbeddedConfig {
         &self.config
+    }
+
+    pub fn draft(&self) -> SharedDraft {
+        self.draft.clone()
     }
 
     /// Serves `process` and its successors until `stop`.
@@ -112,6 +122,7 @@ impl Supervisor {
         match start_child(&self.config, &load).await {
             Ok((process, ready)) if ready.slots == load.slots && ready.context_tokens == load.context_tokens => {
                 tracing::info!(pid = process.id(), "the engine process is back");
+                *self.draft.lock() = ready.draft;
                 Some(process)
             }
             Ok((process, _)) => {
@@ -173,6 +184,10 @@ fn prepare(config: &EmbeddedConfig) -> Result<(Load, Option<PathBuf>), String> {
         return Err(format!("{shown} is no file"));
     }
     let model_path = std::path::absolute(&config.model_path).map_err(|error| format!("{shown}: {error}"))?;
+    let draft = config.draft.as_ref().and_then(|draft| {
+        let path = std::path::absolute(draft.file.as_ref().ok()?).ok()?;
+        Some(DraftFile { name: draft.name.clone(), path })
+    });
     let memory_available_bytes = memory_available_bytes();
     if config.gpu_layers == 0 && file.len() > memory_available_bytes {
         let missing = file.len() - memory_available_bytes;
@@ -195,6 +210,7 @@ fn prepare(config: &EmbeddedConfig) -> Result<(Load, Option<PathBuf>), String> {
         model_identity: measured::identity(config, file.len()),
         known,
         stage: config.stage.clone(),
+        draft,
     };
     Ok((load, cache))
 }

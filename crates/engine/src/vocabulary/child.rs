@@ -25,7 +25,7 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
     let ToTokenizer::Load { path } = ipc::read(&mut input, ipc::TO_CHILD_BYTES_MAX)? else {
         return Err(io::Error::other("the first message is not Load"));
     };
-    let sandbox = sandbox::enter(&path, Devices::None);
+    let sandbox = sandbox::enter(&[&path], Devices::None);
     let model = match load(&path) {
         Ok((model, pieces)) => {
             let info = describe(&model, sandbox);

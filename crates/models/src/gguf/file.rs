@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Gguf, GgufError, ModelInfo, limits::HEADER_BYTES_MAX};
+use super::{Gguf, GgufError, ModelInfo, limits::HEADER_BYTES_MAX, tokens_hash};
 
 const FIRST_READ_BYTES: u64 = 1024 * 1024;
 
@@ -79,4 +79,18 @@ pub fn read_info(path: &Path) -> Result<ModelInfo, GgufFileError> {
     let header = Header::read(path)?;
     let info = header.parse().and_then(|gguf| gguf.info());
     info.map_err(|source| GgufFileError::Gguf { path: path.to_owned(), source })
+}
+
+/// Whether two models have the same tokens under the same numbers.
+///
+/// # Errors
+/// A file cannot be read or is no GGUF.
+pub fn same_tokens(one: &Path, other: &Path) -> Result<bool, GgufFileError> {
+    let hash = |path: &Path| {
+        let header = Header::read(path)?;
+        let gguf = header.parse().map_err(|source| GgufFileError::Gguf { path: path.to_owned(), source })?;
+        Ok(tokens_hash(&gguf))
+    };
+    let (one, other) = (hash(one)?, hash(other)?);
+    Ok(one.is_some() && one == other)
 }

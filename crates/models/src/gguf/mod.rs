@@ -28,7 +28,7 @@ pub use plan::{Piece, Plan};
 pub use tensor::Tensor;
 pub use types::{GgmlType, file_type_name};
 pub use value::{Array, Value, ValueType};
-pub use vocabulary::vocabulary_gguf;
+pub use vocabulary::{tokens_hash, vocabulary_gguf};
 
 /// The bounds of a header. llama.cpp's own are wider (1 GiB strings); no model in the wild comes near these.
 pub mod limits {

@@ -40,6 +40,27 @@ fn a_tiny_model_reads_back() {
 }
 
 #[test]
+fn models_with_the_same_tokens_are_told_from_others() {
+    let hash = |bytes: &[u8]| tokens_hash(&parse(bytes).unwrap());
+    let small = hash(&tiny());
+    assert!(small.is_some());
+    let other_weights = TinyModel { seed: 9, layers: 3, ..TinyModel::default() };
+    assert_eq!(hash(&other_weights.to_bytes()), small, "whatever the weights");
+    let with = |tokens: &[&str], merges: &[&str]| {
+        let writer = Writer::new().string("tokenizer.ggml.model", "gpt2").strings("tokenizer.ggml.tokens", tokens);
+        hash(&writer.strings("tokenizer.ggml.merges", merges).finish())
+    };
+    let one = with(&["a", "b", "ab"], &["a b"]);
+    assert_eq!(one, with(&["a", "b", "ab"], &["a b"]));
+    for other in [with(&["b", "a", "ab"], &["a b"]), with(&["a", "b", "ab"], &["b a"]), with(&["a", "b"], &[]), small] {
+        assert_ne!(one, other);
+    }
+    assert_eq!(hash(&Writer::new().string("tokenizer.ggml.model", "no_vocab").finish()), None);
+    let copied = TinyModel::default().to_bytes_with_tokens_of(&parse(&tiny()).unwrap());
+    assert_eq!(hash(&copied), small);
+}
+
+#[test]
 fn every_truncation_is_an_error_that_says_so() {
     let bytes = tiny();
     let header = parse(&bytes).unwrap().data_offset() as usize;

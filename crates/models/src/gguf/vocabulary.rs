@@ -1,4 +1,5 @@
-//! The part of a model that a gateway needs: metadata, tokenizer and template, without weights.
+//! The part of a model that a gateway needs: metadata, tokenizer and template, without weights; and whether two models
+//! have the same tokens.
 
 use super::{Gguf, GgufError, MAGIC};
 
@@ -17,4 +18,18 @@ pub fn vocabulary_gguf(header: &[u8], file_size: u64) -> Result<Vec<u8>, GgufErr
     bytes.extend_from_slice(gguf.metadata_bytes);
     bytes.resize(bytes.len().next_multiple_of(gguf.alignment as usize), 0);
     Ok(bytes)
+}
+
+/// What says which text a token is, and how texts are cut into tokens.
+const TOKEN_KEYS: [&str; 3] = ["tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.merges"];
+
+/// Equal where models have the same tokens under the same numbers; `None` for a file without any.
+pub fn tokens_hash(gguf: &Gguf<'_>) -> Option<[u8; 32]> {
+    gguf.get("tokenizer.ggml.tokens")?;
+    let mut hasher = blake3::Hasher::new_derive_key("opengrid 2026 tokens of a model");
+    for key in TOKEN_KEYS {
+        let bytes = gguf.get(key).map(|value| value.encoded().1).unwrap_or_default();
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
+    }
+    Some(*hasher.finalize().as_bytes())
 }

@@ -1,7 +1,7 @@
 //! Tiny language models of several architectures: every tensor that llama.cpp asks for, filled at random.
 
 use super::Random;
-use crate::gguf::write::Writer;
+use crate::gguf::{Gguf, write::Writer};
 
 /// Which graph llama.cpp builds, and what is special about it where layers are cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,9 +116,9 @@ impl TinyModel {
     /// The GGUF file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let (tokens, scores, types) = vocabulary();
-        let mut weights =
-            Weights { random: Random(self.seed), writer: self.metadata(tokens.len() as u32), model: self };
-        weights.writer = std::mem::take(&mut weights.writer)
+        let count = tokens.len() as u32;
+        let writer = self
+            .metadata(count)
             .string("tokenizer.ggml.model", "llama")
             .strings("tokenizer.ggml.tokens", &tokens)
             .f32s("tokenizer.ggml.scores", &scores)
@@ -128,8 +128,25 @@ impl TinyModel {
             .u32("tokenizer.ggml.eos_token_id", 2)
             .bool("tokenizer.ggml.add_bos_token", true)
             .string("tokenizer.chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}");
+        self.with_weights(writer, count)
+    }
+
+    /// With the tokens of another model in place of its own.
+    pub fn to_bytes_with_tokens_of(&self, other: &Gguf<'_>) -> Vec<u8> {
+        let tokens = other.get("tokenizer.ggml.tokens").and_then(|value| value.as_array());
+        let count = tokens.map_or(0, |tokens| tokens.len() as u32);
+        let keys = other.metadata().iter().filter(|(name, _)| name.starts_with("tokenizer."));
+        let writer = keys.fold(self.metadata(count), |writer, (name, value)| {
+            let (kind, bytes) = value.encoded();
+            writer.entry(name, kind, &bytes)
+        });
+        self.with_weights(writer, count)
+    }
+
+    fn with_weights(&self, writer: Writer, tokens: u32) -> Vec<u8> {
+        let mut weights = Weights { random: Random(self.seed), writer, model: self };
         let embedding = u64::from(self.embedding);
-        weights.matrix("token_embd.weight", &[embedding, tokens.len() as u64]);
+        weights.matrix("token_embd.weight", &[embedding, tokens.into()]);
         if self.architecture == Architecture::LlamaTied {
             weights.vector("rope_freqs.weight", u64::from(self.head()) / 2);
         }
@@ -138,7 +155,7 @@ impl TinyModel {
         }
         weights.vector("output_norm.weight", embedding);
         if self.architecture.has_head() {
-            weights.matrix("output.weight", &[embedding, tokens.len() as u64]);
+            weights.matrix("output.weight", &[embedding, tokens.into()]);
         }
         weights.writer.finish()
     }

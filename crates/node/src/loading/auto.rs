@@ -7,7 +7,7 @@ use opengrid_models::{ModelEntry, download::FetchError, slice::Outline};
 use opengrid_protocol::{Layers, NodeId, Share};
 use opengrid_scheduler::{Held, join, should_move};
 
-use super::{FETCH_PAUSE_MAX, FETCH_PAUSE_MIN, load_patiently, plan, progress, stage, wait_for_a_peer};
+use super::{FETCH_PAUSE_MAX, FETCH_PAUSE_MIN, draft::Chosen, load_patiently, plan, progress, stage, wait_for_a_peer};
 use crate::{clock, node::Node};
 
 /// How long beacons of others are waited for, and a random part of it besides: nodes that start together look one after
@@ -50,7 +50,7 @@ pub async fn serve(node: &Arc<Node>, entry: &ModelEntry) {
 
 async fn take(node: &Arc<Node>, entry: &ModelEntry, layers: Layers) -> Layers {
     node.serving.forget(Share::whole(entry.root()));
-    stage::load_patiently(node, entry, layers).await;
+    stage::load_patiently(node, entry, layers, Chosen::ByNode).await;
     layers
 }
 

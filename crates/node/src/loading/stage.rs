@@ -1,6 +1,6 @@
 //! From layers of a model to a running stage: fetch the chunks that they need, cut, load, announce.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use opengrid_engine::{EmbeddedConfig, EmbeddedStage, StageSlice, TableFile};
 use opengrid_models::{
@@ -10,16 +10,20 @@ use opengrid_models::{
 };
 use opengrid_protocol::{Layers, Share};
 
-use super::{FETCH_PAUSE_MAX, FETCH_PAUSE_MIN, embedded, plan, progress, read_info, wait_for_a_peer};
+use super::{
+    FETCH_PAUSE_MAX, FETCH_PAUSE_MIN,
+    draft::{self, Chosen},
+    embedded, needs, plan, progress, read_info, wait_for_a_peer,
+};
 use crate::{node::Node, serving::Unit};
 
 /// What cannot be had now may come with the next peer; what else fails stays failed.
-pub async fn load_patiently(node: &Arc<Node>, entry: &ModelEntry, layers: Layers) {
+pub async fn load_patiently(node: &Arc<Node>, entry: &ModelEntry, layers: Layers, chosen: Chosen) {
     let share = Share { model: entry.root(), layers: Some(layers) };
     let mut pause = FETCH_PAUSE_MIN;
-    let slice = loop {
+    let fetched = loop {
         match fetch(node, entry, layers).await {
-            Ok(slice) => break slice,
+            Ok(fetched) => break fetched,
             Err(error) => {
                 let why = error.to_string();
                 if matches!(error, FetchError::Store(StoreError::Slice { .. })) {
@@ -32,32 +36,47 @@ pub async fn load_patiently(node: &Arc<Node>, entry: &ModelEntry, layers: Layers
             }
         }
     };
-    if slice.plan.is_first() && slice.plan.is_last() {
+    if fetched.slice.plan.is_first() && fetched.slice.plan.is_last() {
         let why = format!("these are all its layers: serve it whole with --serve {}", entry.id);
         return node.serving.failed(share, &entry.id, why);
     }
     // One at a time: loading takes all cores.
     let _loading = node.loading.lock().await;
-    if let Err(why) = load(node, entry, share, slice).await {
+    if let Err(why) = load(node, entry, share, fetched, chosen).await {
         tracing::error!(model = entry.id, %layers, why, "not served");
         node.serving.failed(share, &entry.id, why);
     }
 }
 
-async fn fetch(node: &Arc<Node>, entry: &ModelEntry, layers: Layers) -> Result<StoredSlice, FetchError> {
+/// What a stage is made of.
+struct Fetched {
+    slice: StoredSlice,
+    draft: Option<PathBuf>,
+}
+
+async fn fetch(node: &Arc<Node>, entry: &ModelEntry, layers: Layers) -> Result<Fetched, FetchError> {
     let share = Share { model: entry.root(), layers: Some(layers) };
     if !node.store.contains(entry.root()) {
         wait_for_a_peer(node).await;
     }
     let progress = progress(node, share, &entry.id);
-    node.fetcher.fetch_slice(entry, layers, Some(node.content.as_ref()), &progress, &node.cancel).await
+    let slice = node.fetcher.fetch_slice(entry, layers, Some(node.content.as_ref()), &progress, &node.cancel).await?;
+    let draft = draft::fetch(node, share, &slice).await?;
+    Ok(Fetched { slice, draft })
 }
 
-async fn load(node: &Arc<Node>, entry: &ModelEntry, share: Share, slice: StoredSlice) -> Result<(), String> {
+async fn load(
+    node: &Arc<Node>,
+    entry: &ModelEntry,
+    share: Share,
+    Fetched { slice, draft }: Fetched,
+    chosen: Chosen,
+) -> Result<(), String> {
     node.serving.preparing(share, &entry.id, "loading".into());
     let info = read_info(slice.path.clone()).await?;
     let weight_bytes = slice.plan.weight_bytes();
     let plan = plan(node, weight_bytes, &info).await?;
+    let draft = draft::beside(node, &slice, (&needs(weight_bytes, &info), &plan), draft, chosen).await?;
     let table = slice.tokens.map(|(path, table)| TableFile {
         path,
         offset: table.offset,
@@ -68,7 +87,7 @@ async fn load(node: &Arc<Node>, entry: &ModelEntry, share: Share, slice: StoredS
         scale: table.scale,
     });
     let stage = StageSlice { layers: slice.plan.layers, layer_count: slice.plan.layer_count, weight_bytes, table };
-    let config = EmbeddedConfig { stage: Some(stage), ..embedded(node, entry, slice.path, &plan) };
+    let config = EmbeddedConfig { stage: Some(stage), draft, ..embedded(node, entry, slice.path, &plan) };
     let stage = EmbeddedStage::start(config).await.map_err(|error| error.to_string())?;
     node.serving.ready(share, &entry.id, Unit::Stage(stage));
     // Whoever else wants a slice of the model can get these chunks here.

@@ -59,15 +59,22 @@ pub struct LapCounters {
     pub missed: AtomicU64,
     pub guesses: AtomicU64,
     pub came_true: AtomicU64,
+    /// Those of draft models among them.
+    pub model_guesses: AtomicU64,
+    pub model_came_true: AtomicU64,
 }
 
 impl LapCounters {
-    pub fn count(&self, guesses: usize, came_true: usize) {
+    pub fn count(&self, guesses: usize, by_model: bool, came_true: usize) {
         self.laps.fetch_add(1, Ordering::Relaxed);
         self.without_guesses.fetch_add(u64::from(guesses == 0), Ordering::Relaxed);
         self.missed.fetch_add(u64::from(came_true < guesses), Ordering::Relaxed);
         self.guesses.fetch_add(guesses as u64, Ordering::Relaxed);
         self.came_true.fetch_add(came_true as u64, Ordering::Relaxed);
+        if by_model {
+            self.model_guesses.fetch_add(guesses as u64, Ordering::Relaxed);
+            self.model_came_true.fetch_add(came_true as u64, Ordering::Relaxed);
+        }
     }
 }
 

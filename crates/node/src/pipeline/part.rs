@@ -99,8 +99,8 @@ struct Part {
     used_next: bool,
     /// What the last stage wants fed, not yet handed to the channel.
     feed: Option<ToStage>,
-    /// How many guesses are under way, at the last stage once it drew.
-    guesses: Option<usize>,
+    /// How many guesses are under way, at the last stage once it drew, and whether they are the draft model's.
+    guesses: Option<(usize, bool)>,
     /// To be answered once nothing is being computed that changes the answer.
     rewired: bool,
     changes: watch::Receiver<u64>,
@@ -361,14 +361,14 @@ impl Part {
                 self.flow.made(from, &rows);
                 self.registered.keeps(self.flow.kept_bytes());
             }
-            StageEvent::Drawn { tokens, from, feed } => {
+            StageEvent::Drawn { tokens, from, feed, by_model } => {
                 let index = self.answered;
                 self.answered += tokens.len() as u32;
                 self.backend.count_tokens(tokens.len());
-                if let (Some(guesses), Some(came_true)) = (self.guesses, tokens.len().checked_sub(1)) {
-                    self.hub.laps.count(guesses, came_true);
+                if let (Some((guesses, of_model)), Some(came_true)) = (self.guesses, tokens.len().checked_sub(1)) {
+                    self.hub.laps.count(guesses, of_model, came_true);
                 }
-                self.guesses = feed.len().checked_sub(1);
+                self.guesses = feed.len().checked_sub(1).map(|guesses| (guesses, by_model));
                 if !feed.is_empty() {
                     self.flow.drew(from, feed.clone());
                     // Before the gateway hears of it: the next lap does not wait.

@@ -100,6 +100,7 @@ impl Library {
                 context_tokens: None,
                 kv_budget_bytes: None,
                 prefill_chunk: None,
+                draft: None,
                 gpu_layers: 0,
                 queue_max: 16,
             },

@@ -100,6 +100,7 @@ fn engine(serve: &config::Serve, engine_urls: Vec<String>) -> EngineSettings {
         prefill_chunk: serve.prefill_chunk.map(|tokens| tokens.get()),
         gpu_layers: serve.gpu_layers,
         queue_max: serve.queue,
+        draft: serve.draft.clone(),
     }
 }
 
