@@ -64,6 +64,11 @@ const GATHER_LAPS: f32 = 1.5;
 const GATHER_MAX: Duration = Duration::from_millis(100);
 /// What comes from one step comes within this time.
 const GATHER_STEP: Duration = Duration::from_millis(3);
+/// Steps that do not wait for a session after it was late once, and at most.
+const PASSED_OVER_MIN: u32 = 8;
+const PASSED_OVER_MAX: u32 = 1_024;
+/// A session that was in none of so many steps does not count.
+const IDLE_STEPS: u32 = 16;
 /// Weight of the newest lap.
 const NEWEST: f32 = 0.125;
 
@@ -77,10 +82,16 @@ impl Gathering {
 
     /// A step begins.
     pub fn stepped(&mut self, now: Instant) {
+        // What was waited here is no part of a lap: waits would make longer waits.
+        let waited = self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         if let Some(before) = self.last_step.replace(now) {
-            let lap = now.saturating_duration_since(before).min(GATHER_MAX);
+            let lap = now.saturating_duration_since(before).saturating_sub(waited).min(GATHER_MAX);
             self.lap = self.lap.mul_f32(1.0 - NEWEST) + lap.mul_f32(NEWEST);
         }
+    }
+
+    /// Nobody waits any more.
+    pub fn rest(&mut self) {
         self.since = None;
     }
 }
@@ -98,6 +109,18 @@ struct Session {
     due: bool,
     /// Was in the last step and came back.
     back: bool,
+    /// It was late: so many steps do not wait for it, and twice as many when it is late again.
+    passed_over: u32,
+    late: u32,
+    /// Steps without it since it was fed last; `None` before that.
+    steps_idle: Option<u32>,
+}
+
+impl Session {
+    /// It takes part in the steps of those that gather. An open session alone changes nothing for others.
+    fn takes_part(&self) -> bool {
+        self.gathers && self.steps_idle.is_some_and(|steps| steps < IDLE_STEPS)
+    }
 }
 
 #[derive(Debug)]
@@ -122,7 +145,8 @@ impl Spans {
     /// one of them can compute at a time, and all sessions in one step cost the least: there they gather.
     fn sessions_at_once(&self) -> usize {
         let open = self.slots.iter().flatten().count();
-        if self.slots.iter().flatten().any(|session| session.gathers) {
+        let mut waiting = self.slots.iter().flatten().filter(|session| session.waiting > 0);
+        if waiting.clone().next().is_some() && waiting.all(|session| session.gathers) {
             return open;
         }
         let share = (open * self.part.layers).div_ceil(self.part.of.max(1)).max(1);
@@ -132,8 +156,18 @@ impl Spans {
     /// The lowest free slot, for a new session.
     pub fn open(&mut self, id: u64) -> Option<usize> {
         let slot = self.slots.iter().position(Option::is_none)?;
-        self.slots[slot] =
-            Some(Session { id, computed: 0, waiting: 0, order: 0, gathers: false, due: false, back: false });
+        self.slots[slot] = Some(Session {
+            id,
+            computed: 0,
+            waiting: 0,
+            order: 0,
+            gathers: false,
+            due: false,
+            back: false,
+            passed_over: 0,
+            late: 0,
+            steps_idle: None,
+        });
         Some(slot)
     }
 
@@ -164,13 +198,17 @@ impl Spans {
 
     /// Whether the session shares all cores with others: then each row costs time, and a guess more than it may bring.
     pub fn is_crowded(&self, id: u64) -> bool {
-        let gathering = || self.slots.iter().flatten().filter(|session| session.gathers);
+        let gathering = || self.slots.iter().flatten().filter(|session| session.takes_part());
         gathering().any(|session| session.id == id) && gathering().count() > 1
     }
 
-    /// Those that have not come are not waited for, until they come again.
+    /// Those that have not come are not waited for, and not in the steps that follow.
     pub fn stop_gathering(&mut self) {
-        self.slots.iter_mut().flatten().for_each(|session| session.due = false);
+        for session in self.slots.iter_mut().flatten().filter(|session| session.due) {
+            session.due = false;
+            session.late = (session.late * 2).clamp(PASSED_OVER_MIN, PASSED_OVER_MAX);
+            session.passed_over = session.late;
+        }
     }
 
     pub fn close(&mut self, id: u64) -> Option<usize> {
@@ -227,6 +265,7 @@ impl Spans {
         let waiting_kept = from.saturating_sub(session.computed);
         session.computed = session.computed.min(from);
         session.back |= std::mem::take(&mut session.due);
+        session.steps_idle = Some(0);
         if waiting_kept == 0 {
             self.clock += 1;
             session.order = self.clock;
@@ -277,12 +316,18 @@ impl Spans {
         for session in self.slots.iter_mut().flatten() {
             session.back = false;
             session.due &= self.part.is_first;
+            session.passed_over = session.passed_over.saturating_sub(1);
+            session.steps_idle = session.steps_idle.map(|steps| steps.saturating_add(1));
         }
         for chunk in chunks {
             if let Some(session) = self.slots[chunk.slot].as_mut() {
                 session.computed += chunk.rows;
                 session.waiting -= chunk.rows;
-                session.due = session.gathers && session.waiting == 0 && chunk.rows <= DECODE_ROWS_MAX;
+                session.due = session.gathers
+                    && session.passed_over == 0
+                    && session.waiting == 0
+                    && chunk.rows <= DECODE_ROWS_MAX;
+                session.steps_idle = Some(0);
             }
         }
     }
@@ -357,16 +402,65 @@ mod tests {
         assert!(!spans.gathering(), "one has ended, the other is late");
         assert_eq!(step(&mut spans), 1);
         spans.feed(3, 2, 1).unwrap();
-        assert!(spans.gathering(), "late once, it waits for the others again");
+        assert!(spans.gathering(), "late once, it waits for the others all the same");
         spans.gather(1, false);
         assert!(!spans.gathering(), "one stage moved to another machine");
         spans.gather(1, true);
         spans.feed(1, 3, 1).unwrap();
         assert_eq!(step(&mut spans), 2);
+        // Nobody waits for it for a while.
+        let mut waited_for = 0;
+        for position in 4..40 {
+            spans.feed(1, position, 1).unwrap();
+            waited_for += usize::from(spans.gathering());
+            spans.stop_gathering();
+            step(&mut spans);
+            spans.feed(3, position - 1, 1).unwrap();
+            spans.stop_gathering();
+            step(&mut spans);
+        }
+        assert!(waited_for <= 4, "{waited_for} of 36 steps waited for one that is always late");
 
         spans.open(4).unwrap();
         spans.feed(4, 0, 40).unwrap();
         assert!(!spans.gathering(), "a prompt waits for nobody");
+    }
+
+    #[test]
+    fn an_open_session_alone_changes_nothing_for_others() {
+        let mut spans = Spans::new(4, 1_000, Part { is_first: true, layers: 10, of: 30 });
+        for id in 1..4 {
+            spans.open(id).unwrap();
+        }
+        spans.gather(3, true);
+        assert!(!spans.is_crowded(3));
+        for id in 1..3 {
+            spans.feed(id, 0, 1).unwrap();
+        }
+        assert_eq!(spans.plan(LIMITS).len(), 1, "the stage's share");
+        spans.gather(1, true);
+        assert!(!spans.is_crowded(1), "the other one was never fed");
+        spans.feed(3, 0, 1).unwrap();
+        assert!(spans.is_crowded(1));
+    }
+
+    #[test]
+    fn waits_do_not_grow_by_themselves() {
+        let (mut gathering, mut now) = (Gathering::default(), Instant::now());
+        let lap = Duration::from_millis(10);
+        for _ in 0..200 {
+            now += lap;
+            let patience = gathering.patience(now, true);
+            assert!(patience <= lap.mul_f32(GATHER_LAPS), "{patience:?}");
+            now += patience;
+            assert_eq!(gathering.patience(now, true), Duration::ZERO);
+            gathering.stepped(now);
+        }
+        assert!(gathering.patience(now, true) > lap, "and are as long as a lap");
+        gathering.rest();
+        now += Duration::from_secs(9);
+        assert!(gathering.patience(now, true) > lap, "each wait has its own");
+        assert!(gathering.patience(now, false) <= GATHER_STEP, "what comes from one step comes at once");
     }
 
     #[test]

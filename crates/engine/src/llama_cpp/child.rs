@@ -77,7 +77,8 @@ pub fn run(mut input: Stdin, mut output: File) -> io::Result<()> {
         let draft = load.draft.as_ref().filter(|_| slice.is_last());
         let draft = draft.map(|draft| draft_model::load(&load, draft, &model)).transpose();
         let draft = draft.map_err(|why| refuse(&mut output, why))?;
-        let prepared = stage_child::prepare(&load, slice, &model, draft.as_ref(), table, sandbox);
+        let draft = draft.as_ref().map(|draft| draft.as_ref().map_err(Clone::clone));
+        let prepared = stage_child::prepare(&load, slice, &model, draft, table, sandbox);
         let (stage, ready) = prepared.map_err(|why| refuse(&mut output, why))?;
         // The others have no vocabulary, and llama.cpp aborts when it is asked for one.
         if slice.is_last() {

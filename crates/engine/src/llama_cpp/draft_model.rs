@@ -33,17 +33,23 @@ const WORKSPACE_BYTES: u64 = 64 * 1024 * 1024;
 /// Weight of the newest step in the mean.
 const NEWEST: f32 = 0.2;
 
+/// The draft model, or why it is left out.
+///
 /// # Errors
-/// Why this model cannot guess for the served one, for people.
-pub fn load(load: &Load, draft: &DraftFile, served: &Model) -> Result<Model, String> {
+/// Why this model can never guess for the served one, for people.
+pub fn load(load: &Load, draft: &DraftFile, served: &Model) -> Result<Result<Model, String>, String> {
     let refuse = |why: &str| format!("the draft model {}: {why}", draft.name);
     let options = ModelOptions { vocabulary_only: false, repack: load.mode == Mode::Fast, gpu_layers: load.gpu_layers };
-    let model = Model::load(&draft.path, options).map_err(|why| refuse(&why))?;
+    let model = match Model::load(&draft.path, options) {
+        Ok(model) => model,
+        // Its file may be gone since the last start: the layers are served all the same.
+        Err(why) => return Ok(Err(why)),
+    };
     if let Some(why) = model.unsupported() {
         return Err(refuse(why));
     }
     let (mine, its) = (model.vocabulary_size(), served.vocabulary_size());
-    if mine == its { Ok(model) } else { Err(refuse(&format!("it has {mine} tokens, the served model {its}"))) }
+    if mine == its { Ok(Ok(model)) } else { Err(refuse(&format!("it has {mine} tokens, the served model {its}"))) }
 }
 
 /// A session's text, and the answer that it draws with.

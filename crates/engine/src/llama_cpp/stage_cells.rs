@@ -16,9 +16,17 @@ const PIECES_AT_ONCE: usize = 8;
 pub(super) struct Moves {
     /// `None`: caches of this kind stay where they are.
     pub layout: Option<Layout>,
+    /// Which sessions are to leave next: a cache is read between two steps, one at a time.
+    asked: VecDeque<Asked>,
     leaving: VecDeque<Leaving>,
     /// By slot.
     came: Vec<Vec<u8>>,
+}
+
+struct Asked {
+    id: u64,
+    until: usize,
+    tag: u32,
 }
 
 struct Leaving {
@@ -31,16 +39,24 @@ struct Leaving {
 
 impl Moves {
     pub fn new(layout: Option<Layout>, slots: usize) -> Self {
-        Self { layout, leaving: VecDeque::new(), came: vec![Vec::new(); slots] }
+        Self { layout, asked: VecDeque::new(), leaving: VecDeque::new(), came: vec![Vec::new(); slots] }
     }
 
-    /// Nothing waits to be written.
+    /// Nothing waits to be read or written.
     pub fn idle(&self) -> bool {
-        self.leaving.is_empty()
+        self.asked.is_empty() && self.leaving.is_empty()
+    }
+
+    /// The first `until` cells of a session are to leave; what was asked of it before is not.
+    pub fn ask(&mut self, id: u64, until: usize, tag: u32) {
+        self.asked.retain(|asked| asked.id != id);
+        self.leaving.retain(|leaving| leaving.id != id);
+        self.asked.push_back(Asked { id, until, tag });
     }
 
     /// The session ended.
     pub fn forget(&mut self, id: u64, slot: usize) {
+        self.asked.retain(|asked| asked.id != id);
         self.leaving.retain(|leaving| leaving.id != id);
         self.goes_without(slot);
     }
@@ -71,8 +87,12 @@ impl Moves {
 }
 
 impl Server<'_> {
-    /// Begins to give the first `until` cells of a session, or all that it has.
-    pub(super) fn export(&mut self, id: u64, until: usize, tag: u32) -> Result<(), String> {
+    /// Begins to give the cells of the next session that was asked for, or all that it has.
+    pub(super) fn export_next(&mut self) -> Result<(), String> {
+        if !self.moves.leaving.is_empty() {
+            return Ok(());
+        }
+        let Some(Asked { id, until, tag }) = self.moves.asked.pop_front() else { return Ok(()) };
         let Some(slot) = self.spans.slot(id) else { return Ok(()) };
         let has = self.spans.computed_rows(slot);
         let of = until.min(has);
@@ -89,7 +109,6 @@ impl Server<'_> {
             Some(mut cells) => {
                 cells.truncate(of * layout.cell_bytes());
                 let leaving = Leaving { id, tag, cells: cells.into(), of: of as u32, sent: 0 };
-                self.moves.leaving.retain(|leaving| leaving.id != id);
                 self.moves.leaving.push_back(leaving);
             }
             None => self.emit(id, refuse("cells of this session are missing: a window passed over them")),

@@ -17,7 +17,7 @@ use super::{
     child::{self, Incoming, SPEEDS_EVERY, WORKSPACE_BYTES, step_limits},
     draft_model::{DraftModel, Text},
     ffi::{BatchToken, Context, ContextOptions, Model, Span, TokenTable},
-    messages::{FromEngine, Generate, JobEvent, Load, Progress, Ready, ToEngine},
+    messages::{DraftState, FromEngine, Generate, JobEvent, Load, Progress, Ready, ToEngine},
     pace::Pace,
     self_test::Subject,
     speeds::Speeds,
@@ -41,7 +41,7 @@ pub fn prepare<'m>(
     load: &Load,
     slice: &StageSlice,
     model: &'m Model,
-    draft: Option<&'m Model>,
+    draft: Option<Result<&'m Model, String>>,
     table: Option<io::Result<File>>,
     sandbox: String,
 ) -> Result<(Server<'m>, Ready), String> {
@@ -85,8 +85,13 @@ pub fn prepare<'m>(
         }
     };
     let taken_bytes = fit.kv_bytes + WORKSPACE_BYTES + if load.gpu_layers == 0 { slice.weight_bytes } else { 0 };
-    let beside = draft.map(|model| DraftModel::beside(&context, load, model, fit, taken_bytes)).transpose()?;
-    let (draft, draft_state) = beside.map_or((None, None), |(draft, state)| (draft, Some(state)));
+    let beside = draft.map(|model| DraftModel::beside(&context, load, model?, fit, taken_bytes));
+    let (draft, draft_state) = match beside {
+        None => (None, None),
+        Some(Ok((draft, state))) => (draft, Some(state)),
+        // Without it the layers are as good as before.
+        Some(Err(why)) => (None, Some(DraftState::LeftOut(why))),
+    };
     let mut server = Server {
         spans: Spans::new(usize::from(fit.slots), fit.context_tokens as usize, part),
         pace: Pace::new(if load.gpu_layers > 0 { 1 } else { context.levels() }),
@@ -238,10 +243,14 @@ impl Server<'_> {
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 }
             }
-            if !self.spans.idle() && self.moves.idle() && self.spans.gathering() && self.gather(inbox, output)? {
+            if self.spans.idle() {
+                self.gathering.rest();
+            } else if self.moves.idle() && self.spans.gathering() && self.gather(inbox, output)? {
+                self.write_events(output)?;
                 continue;
             }
             self.step().map_err(io::Error::other)?;
+            self.export_next().map_err(io::Error::other)?;
             let pieces = self.moves.pieces().into_iter();
             self.events.extend(pieces.map(|(id, progress)| JobEvent { id, progress }));
             self.write_events(output)?;
@@ -297,9 +306,7 @@ impl Server<'_> {
             Incoming::Other(ToEngine::Open { id }) if !self.is_last => self.open(id),
             Incoming::Other(ToEngine::Feed { id, from, input }) => self.feed(id, from as usize, input)?,
             Incoming::Other(ToEngine::Gather { id, gathers }) => self.spans.gather(id, gathers),
-            Incoming::Other(ToEngine::Export { id, until, tag }) => {
-                self.export(id, until as usize, tag).map_err(io::Error::other)?;
-            }
+            Incoming::Other(ToEngine::Export { id, until, tag }) => self.moves.ask(id, until as usize, tag),
             Incoming::Other(ToEngine::Import { id, cells, last }) => self.import(id, &cells, last),
             Incoming::Other(ToEngine::Cancel { id }) => self.close(id),
             Incoming::Other(ToEngine::Ping { nonce }) => return ipc::write(output, &FromEngine::Pong { nonce }),

@@ -107,6 +107,7 @@ struct Part {
     told_leaving: bool,
     /// Its cache, on the way to the part that takes its place.
     giving: Option<Giving>,
+    handed_over: u32,
     /// The cache of the part whose place it takes.
     receiving: Option<Receiving>,
     /// Came while a cache was awaited.
@@ -170,6 +171,7 @@ impl Part {
             changes,
             told_leaving: false,
             giving: None,
+            handed_over: 0,
             receiving: None,
             held: None,
             ahead: Ahead::default(),
@@ -334,7 +336,8 @@ impl Part {
                 }
             }
             Order::Meet(nodes) => self.hub.meet(&nodes),
-            Order::HandOver { to, epoch, until } => self.hand_over(to, epoch, until).await?,
+            Order::HandOver { to, epoch, until } if self.may_hand_over() => self.hand_over(to, epoch, until).await?,
+            Order::HandOver { .. } => return Err(nonsense()),
             Order::TakeOver { from } => {
                 if !self.take_over(from) {
                     return Err(nonsense());

@@ -11,6 +11,9 @@ use crate::{
     session::server::Backend,
 };
 
+/// How often one part hands its cache over at most; each try of a gateway before was in vain.
+const HAND_OVERS_MAX: u32 = 16;
+
 /// A cache that leaves.
 pub(super) struct Giving {
     to: Hop,
@@ -61,6 +64,12 @@ impl Part {
     pub(super) async fn tell_leaving(&mut self) -> Result<(), Ended> {
         self.told_leaving = true;
         self.tell(ToGateway::Leaves { session: self.session }).await
+    }
+
+    /// Whether the gateway may ask for the cache now: an export takes time of all sessions.
+    pub(super) fn may_hand_over(&mut self) -> bool {
+        self.handed_over += 1;
+        self.giving.is_none() && self.handed_over <= HAND_OVERS_MAX
     }
 
     /// The chain goes on without this part.
