@@ -12,6 +12,7 @@ use std::{
 use futures::future::join_all;
 use opengrid_protocol::{
     Layers, NodeId, SessionId,
+    limits::POSITIONS_MAX,
     pipeline::{Complaint, Hop, OpenPart, Order, PartId, PartState, Route},
     session::{Refusal, ToGateway},
 };
@@ -214,7 +215,7 @@ impl AnswerTask {
         let (parts, avoid) = (&run.parts, &run.avoid);
         let joins = |node: NodeId, layers: Layers| match () {
             () if parts.iter().any(|part| (part.stage.node, part.stage.layers) == (node, layers)) => Joins::Has,
-            () if run.standbys.has(node, layers) => Joins::Prepared,
+            () if !run.handover.is_under_way() && run.standbys.has(node, layers) => Joins::Prepared,
             () => Joins::Anew,
         };
         let avoided = |node: NodeId| avoid.keys().any(|(other, _)| *other == node);
@@ -278,6 +279,8 @@ impl AnswerTask {
             }
         }
         run.standbys.keep(|sender| run.parts.iter().any(|part| part.id == sender));
+        run.standbys
+            .retire(|node, layers| run.parts.iter().any(|part| (part.stage.node, part.stage.layers) == (node, layers)));
         if failed.is_empty() {
             self.order_handover(run, progress).await;
         }
@@ -396,6 +399,10 @@ impl AnswerTask {
             ToGateway::Accepted { .. } if !run.parts[at].accepted => {
                 run.parts[at].accepted = true;
                 Next::Wait
+            }
+            ToGateway::Rewired { state, .. } if !is_sound(&state, is_last, progress.tokens.len()) => {
+                self.placement.report(worker, super::Fault::WrongTokens);
+                lost(Loss::Bad)
             }
             ToGateway::Rewired { epoch, state, .. } => {
                 let part = &mut run.parts[at];
@@ -534,6 +541,14 @@ impl AnswerTask {
     }
 }
 
+/// Whether a part can be so far, in a session of which so many tokens are known. Guesses may be ahead of them, except at
+/// the last part: it drew no more than it told.
+fn is_sound(state: &PartState, is_last: bool, known: usize) -> bool {
+    let drew_what_is_known = is_last && (state.have as usize) < known;
+    [state.have, state.kept_from, state.sent].iter().all(|position| *position <= POSITIONS_MAX)
+        && (!state.drew || drew_what_is_known)
+}
+
 /// The next message of any part, in turn, or that its channel closed.
 async fn next_message(parts: &mut [Part], handover: &mut Handover, turn: &mut usize) -> (usize, Option<ToGateway>) {
     let count = parts.len();
@@ -552,4 +567,21 @@ async fn next_message(parts: &mut [Part], handover: &mut Handover, turn: &mut us
         Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_claims_what_cannot_be_is_not_believed() {
+        let state = |have, drew| PartState { have, kept_from: 0, sent: 0, drew };
+        assert!(is_sound(&state(0, false), false, 1) && is_sound(&state(60, false), false, 50), "guesses are ahead");
+        assert!(is_sound(&state(49, true), true, 50));
+        assert!(!is_sound(&state(50, true), true, 50), "it drew what it did not tell");
+        assert!(!is_sound(&state(10, true), false, 50), "only the last part draws");
+        assert!(!is_sound(&state(u32::MAX, false), false, 50));
+        assert!(!is_sound(&PartState { sent: u32::MAX, ..state(5, false) }, false, 50));
+        assert!(!is_sound(&PartState { kept_from: POSITIONS_MAX + 1, ..state(5, false) }, true, 50));
+    }
 }

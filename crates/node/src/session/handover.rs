@@ -43,6 +43,8 @@ struct Planned {
 
 struct UnderWay {
     part: Part,
+    /// It drew tokens that nobody took: it knows another text than the gateway.
+    drew_on: bool,
     heir: Option<PartId>,
     until: Instant,
 }
@@ -92,13 +94,19 @@ impl Run {
         let part = self.parts.remove(at);
         self.avoid.insert((part.stage.node, part.stage.layers), Instant::now() + avoid);
         self.handover.tries += 1;
-        self.handover.under_way = Some(UnderWay { part, heir: None, until: Instant::now() + PATIENCE });
+        self.handover.under_way = Some(UnderWay { part, drew_on: false, heir: None, until: Instant::now() + PATIENCE });
     }
 
     /// The chain could not be put together without it, or broke meanwhile. It has all that it had: it comes back.
     pub fn stays_after_all(&mut self) {
-        let Some(UnderWay { part, heir, .. }) = self.handover.under_way.take() else { return };
-        self.parts.retain(|other| Some(other.id) != heir);
+        let Some(UnderWay { part, drew_on, heir, .. }) = self.handover.under_way.take() else { return };
+        // Where the chain was put together only in part, the heir has no name yet.
+        let is_heir =
+            |other: &Part| Some(other.id) == heir || (other.is_new && other.stage.layers == part.stage.layers);
+        self.parts.retain(|other| !is_heir(other));
+        if drew_on {
+            return;
+        }
         self.avoid.remove(&(part.stage.node, part.stage.layers));
         self.handover.plan(part.id);
         if let Some(planned) = self.handover.planned.last_mut() {
@@ -109,6 +117,11 @@ impl Run {
 
     /// From the part that leaves: all that matters is that its cache does not come.
     pub fn leaving_said(&mut self, message: Option<&ToGateway>) {
+        if let (Some(ToGateway::Tokens { .. } | ToGateway::Finished { .. }), Some(under_way)) =
+            (message, &mut self.handover.under_way)
+        {
+            under_way.drew_on = true;
+        }
         let cannot = matches!(
             message,
             None | Some(ToGateway::Refused { .. } | ToGateway::Complains { complaint: Complaint::CannotHandOver, .. })
@@ -267,6 +280,23 @@ mod tests {
         let due = run.handover.due(true).unwrap();
         assert!(due > Instant::now(), "it is tried again, a little later");
         assert_eq!(run.handover.due(false), None, "once the chain runs");
+    }
+
+    #[tokio::test]
+    async fn one_that_drew_on_while_it_left_does_not_come_back() {
+        let mut run = under_way().await;
+        run.leaving_said(Some(&ToGateway::Tokens { session: SessionId(1), from: 7, tokens: Vec::new() }));
+        assert!(run.handover.is_under_way(), "the heir gets its cache all the same");
+        run.stays_after_all();
+        assert_eq!(ids(&run), [2]);
+    }
+
+    #[tokio::test]
+    async fn an_heir_of_a_chain_that_was_not_put_together_makes_room() {
+        let mut run = under_way().await;
+        run.handover.under_way.as_mut().unwrap().heir = None;
+        run.stays_after_all();
+        assert_eq!(ids(&run), [2, 1]);
     }
 
     #[tokio::test]

@@ -93,6 +93,12 @@ impl Standbys {
         Some((standby.id, standby.session))
     }
 
+    /// Nobody stands by where the stage runs already.
+    pub fn retire(&mut self, runs: impl Fn(NodeId, Layers) -> bool) {
+        self.ready.retain(|standby| !runs(standby.role.node, standby.role.layers));
+        self.opening.retain(|role| !runs(role.node, role.layers));
+    }
+
     /// Only those stay whose sender does.
     pub fn keep(&mut self, stays: impl Fn(PartId) -> bool) {
         self.ready.retain(|standby| stays(standby.role.sender));
