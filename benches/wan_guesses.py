@@ -1,8 +1,10 @@
 """Guesses at the next tokens, over a wide area network: what they gain where much of the answer stands in the prompt, and
 what they cost where they are of no use.
 
-With the share `a` of places at which the look-up guesses right (where it finds nothing it is wrong), the limit without
-loss is F* = 1 / ((1 - a) L + a t): L the floor of a lap, t what the slowest stage takes for a token.
+With the share `a` of tokens that were guessed right, the limit without loss is F* = 1 / ((1 - a) L + a t): L the floor of
+a lap, t what the slowest stage takes for a token. A token that was guessed right lets the next one follow after t, one that
+was not after L. The first token of an answer is of the second kind: nothing is guessed for it, and the lap behind it is
+measured like any other. Figures in which it does not count are printed beside it, without a bar.
 """
 
 from figures import Figure, plain
@@ -50,14 +52,16 @@ def figures(wan, gateway, last, stages, rtt_ms, compute_s, say):
         "words at random": lambda: (ask(wan, gateway, tokens=TOKENS, **AT_RANDOM) for _ in range(1)),
     }
     for kind, answers in kinds.items():
-        tokens_per_s, right = measure(wan, last, answers())
-        limit = 1 / ((1 - right) * lap_s + right * interval_s)
+        tokens_per_s, right, right_of_others = measure(wan, last, answers())
+        limit, limit_of_others = (1 / ((1 - a) * lap_s + a * interval_s) for a in (right, right_of_others))
         say(f"{stages} stages, {kind}: {tokens_per_s:.2f} tok/s, a = {right:.2f}, F0 = {1 / lap_s:.2f}, F* = {limit:.2f}")
         name = f"{stages} stages, {rtt_ms} ms, {kind}"
         yield plain(f"{name}: guessed right, a", right, "of places")
         least = USELESS_BAR if kind == "words at random" else EDITING_BARS.get(stages) if kind == "editing" else None
         yield of(f"{name}: of F0", tokens_per_s, 1 / lap_s, least)
         yield of(f"{name}: of F*", tokens_per_s, limit, LIMIT_BAR)
+        yield plain(f"{name}: a without the first tokens", right_of_others, "of places")
+        yield of(f"{name}: of F* with that a", tokens_per_s, limit_of_others, None)
 
 
 def of(name, value, reference, least):
@@ -73,10 +77,13 @@ def counts(wan, last):
 
 
 def measure(wan, last, answers):
-    """Tokens per second over all the answers, and the share of places that the last stage guessed right meanwhile."""
-    before, tokens, seconds = counts(wan, last), 0, 0.0
+    """Tokens per second over all the answers, and the share of tokens that the last stage guessed right meanwhile; and of
+    those that are not the first of an answer."""
+    before, tokens, seconds, answered_count = counts(wan, last), 0, 0.0, 0
     for answered in answers:
+        answered_count += 1
         tokens += answered.usage["completion_tokens"] - 1
         seconds += answered.chunks[-1].at - answered.chunks[0].at
     without, missed, right = (after - start for start, after in zip(before, counts(wan, last)))
-    return tokens / seconds, right / max(1, right + missed + without)
+    places = right + missed + without
+    return tokens / seconds, right / max(1, places), right / max(1, places - answered_count)

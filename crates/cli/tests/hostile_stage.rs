@@ -194,7 +194,7 @@ async fn cheat_on(
     let (channel, hello) = ClientChannel::open(next.node, &key, network.local()).ok()?;
     write_frame(&mut stream, &hello).await.ok()?;
     let (mut sealer, _opener) = channel.into_split();
-    let message = |from, carried| ToStage { part: next.part, epoch: part.route.epoch, from, carried };
+    let message = |from, carried| ToStage { part: next.part, epoch: part.route.epoch, lap: 0, from, carried };
     let wrong = Carried::Rows(vec![0; bytes.len()].into());
     match cheat {
         Cheat::WrongWidth => say(&mut stream, &mut sealer, &message(0, Carried::Rows(bytes.slice(4..)))).await?,

@@ -1,40 +1,53 @@
-//! Speculation: guesses of the next tokens that go through the pipeline with the last one, so that one lap may bring
-//! several tokens. What is drawn decides, token by token, with the same sampler as without guesses; a guess that misses
+//! Speculation: guesses of the next tokens that follow the last one through the pipeline, so that several tokens are under
+//! way at once. What is drawn decides, token by token, with the same sampler as without guesses; a guess that misses
 //! costs its time and nothing else. Pure: the caller measures.
 //!
 //! Guesses are looked up in the text so far: what followed the last tokens when they stood there before ("prompt lookup
-//! decoding", Saxena 2023; `n-gram` in vLLM), or drawn by a draft model beside the last stage. How many are worth their
-//! time, and whose, follows from means of each source: how many come true, what a lap takes, and what a row more takes,
-//! the time to guess it included.
+//! decoding", Saxena 2023; `n-gram` in vLLM), or drawn by a draft model beside the last stage. They wait for no verdict: each
+//! that comes true lets more follow, and one that misses takes back all behind it. How many may be under way, and whose,
+//! follows from means: how many of each source come true, what a lap takes, and what a row more costs, the time to guess it
+//! included.
 
-use opengrid_protocol::session::Token;
+use std::collections::VecDeque;
 
-/// Guesses of a lap at most.
-pub const DRAFTS_MAX: usize = crate::spans::DECODE_ROWS_MAX - 1;
+use opengrid_protocol::{limits::GUESSES_MAX, session::Token};
+
 /// So many last tokens are looked for, the longer the better.
-const SUFFIX_MAX: usize = 8;
+const SUFFIX_MAX: usize = 32;
 const SUFFIX_MIN: usize = 2;
 /// Weight of the newest in the means of times.
-const NEWEST: f32 = 0.05;
-/// Guesses of the first lap that has any, and of a lap that tries again after guesses did not pay.
-const FIRST: usize = 4;
+const NEWEST: f64 = 0.1;
+/// Guesses of a lap that tries again after guesses did not pay.
 const TRIAL: usize = 2;
 /// Laps between two such trials at least, and what share of the time they may cost.
-const REST_LAPS: f32 = 24.0;
-const TRIALS_SHARE: f32 = 0.01;
+const REST_LAPS: f64 = 24.0;
+const TRIALS_SHARE: f64 = 0.01;
 /// Laps after which one without guesses shows again what the others are to be compared with.
 const JUDGED_LAPS: u32 = 64;
+/// Fewer guesses wait for company, while so many are under way.
+const TOGETHER: usize = 4;
+const UNDER_WAY: usize = 12;
+/// What a row of a guess that misses costs a session that is alone, at least, in the time that the row takes. Where a lap
+/// is mostly spent on links it runs ahead of what comes in its place, through stages that would do nothing; where it is
+/// spent on computing, what comes in its place waits for it. Other sessions pay for all of it.
+const WASTED_MIN: f64 = 0.2;
 /// Guesses count as so many, and as so many that came true, before anything is known: after ends of 2 or 3 tokens that
-/// were found again, of 4 to 7, of 8, and those of a draft model: better than a short end, worse than a long one.
-const KNOWN_BEFORE: [Accepted; 4] = [
+/// were found again, of 4 to 7, of 8 to 15, longer ones, and those of a draft model: better than a short end, worse than a
+/// long one.
+const KNOWN_BEFORE: [Accepted; KINDS] = [
     Accepted { seen: 4.0, right: 2.0 },
-    Accepted { seen: 4.0, right: 3.0 },
-    Accepted { seen: 4.0, right: 3.6 },
+    Accepted { seen: 4.0, right: 3.2 },
+    Accepted { seen: 8.0, right: 7.4 },
+    Accepted { seen: 20.0, right: 19.5 },
     Accepted { seen: 4.0, right: 3.2 },
 ];
-const OF_MODEL: usize = 3;
+const KINDS: usize = 5;
+const OF_MODEL: usize = 4;
+/// Guesses of a draft model under way at most, and in the first lap that has any: it computes while the lap waits.
+const MODEL_MAX: usize = 16;
+const MODEL_FIRST: usize = 4;
 /// Older ones fade, so that what is remembered counts as so many.
-const REMEMBERED: f32 = 40.0;
+const REMEMBERED: f64 = 40.0;
 
 /// What may follow, as it did before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,18 +57,25 @@ pub struct Guesses<'t> {
     pub suffix: usize,
 }
 
-/// What followed the end of `tokens` where that end occurred last, at most `most` tokens.
+/// What followed the end of `tokens` where the longest part of it occurred, the last time, at most `most` tokens.
 pub fn look_up(tokens: &[Token], most: usize) -> Guesses<'_> {
-    let length = tokens.len();
-    for suffix in (SUFFIX_MIN..=SUFFIX_MAX.min(length.saturating_sub(1))).rev() {
-        let end = &tokens[length - suffix..];
-        let earlier = &tokens[..length - 1];
-        if let Some(at) = earlier.windows(suffix).rposition(|window| window == end) {
-            let from = at + suffix;
-            return Guesses { tokens: &tokens[from..length.min(from + most)], suffix };
+    let mut found = Guesses { tokens: &[], suffix: 0 };
+    let mut at = 0;
+    for end in (SUFFIX_MIN..tokens.len()).rev() {
+        let alike = |(earlier, last): &(&Token, &Token)| earlier == last;
+        let before = tokens[..end].iter().rev();
+        let suffix = before.zip(tokens.iter().rev()).take(SUFFIX_MAX).take_while(alike).count();
+        if suffix > found.suffix.max(SUFFIX_MIN - 1) {
+            (found.suffix, at) = (suffix, end);
+            if suffix == SUFFIX_MAX {
+                break;
+            }
         }
     }
-    Guesses { tokens: &[], suffix: 0 }
+    if found.suffix > 0 {
+        found.tokens = &tokens[at..tokens.len().min(at + most)];
+    }
+    found
 }
 
 /// Where guesses come from.
@@ -70,12 +90,12 @@ pub enum Source {
 /// Guesses that were looked at, and how many of them came true.
 #[derive(Clone, Copy, Debug)]
 struct Accepted {
-    seen: f32,
-    right: f32,
+    seen: f64,
+    right: f64,
 }
 
 impl Accepted {
-    fn share(self) -> f32 {
+    fn share(self) -> f64 {
         self.right / self.seen
     }
 
@@ -85,11 +105,11 @@ impl Accepted {
             self.seen = REMEMBERED - 1.0;
         }
         self.seen += 1.0;
-        self.right += f32::from(u8::from(right));
+        self.right += f64::from(u8::from(right));
     }
 }
 
-/// Guesses of one source that can be had for the next lap.
+/// Guesses of one source that can be had now.
 #[derive(Clone, Copy, Debug)]
 struct Offer {
     source: Source,
@@ -105,212 +125,236 @@ impl Offer {
             (Source::Model, _) => OF_MODEL,
             (Source::Text, 0..4) => 0,
             (Source::Text, 4..8) => 1,
-            (Source::Text, _) => 2,
+            (Source::Text, 8..16) => 2,
+            (Source::Text, _) => 3,
         }
     }
 }
 
-/// How many guesses are worth it, of one session, and whose.
+/// A mean of which the first value is a guess.
+#[derive(Clone, Copy, Debug)]
+struct Mean {
+    value: f64,
+    measured: bool,
+}
+
+impl Mean {
+    fn record(&mut self, value: f64) {
+        let weight = if self.measured { NEWEST } else { 1.0 };
+        self.value += (value - self.value) * weight;
+        self.measured = true;
+    }
+}
+
+/// The lap under way.
+#[derive(Clone, Copy, Debug)]
+struct Lap {
+    /// When its token was drawn, or had left with guesses.
+    began: f64,
+    left: bool,
+    /// Guesses that left with its token.
+    guesses: usize,
+    /// When the row of its token, and the latest of those guesses, were there, and how many of them.
+    first: Option<f64>,
+    seen: (f64, usize),
+}
+
+/// How many guesses are worth it, of one session. Times are in seconds from any moment on.
 #[derive(Clone, Debug)]
 pub struct Drafting {
-    accepted: [Accepted; 4],
-    /// Of the present lap.
-    offer: Offer,
-    /// Seconds of a lap without guesses, and of each row more with guesses of a source.
-    lap_s: Option<f32>,
-    row_s: [Option<f32>; 2],
-    /// Since guesses of a source went along.
+    accepted: [Accepted; KINDS],
+    /// Kinds of the guesses under way.
+    under_way: VecDeque<usize>,
+    lap: Option<Lap>,
+    /// Of about so many that are as slow as this one.
+    stages: f64,
+    /// Seconds of a lap without guesses.
+    lap_s: Mean,
+    /// From row to row of guesses that left together.
+    row_s: Mean,
+    /// What a guess adds to its lap.
+    added_s: Mean,
+    /// What the draft model takes for a guess.
+    guess_s: Mean,
+    /// Laps since guesses of a source went along.
     laps_since: [u32; 2],
     laps_with: u32,
-}
-
-impl Default for Drafting {
-    fn default() -> Self {
-        Self {
-            accepted: KNOWN_BEFORE,
-            offer: Offer { source: Source::Text, suffix: 0, available: 0 },
-            lap_s: None,
-            row_s: [None; 2],
-            laps_since: [0; 2],
-            laps_with: 0,
-        }
-    }
+    source: Source,
+    /// Of the guesses under way, the last so many have not left yet.
+    chosen: usize,
 }
 
 impl Drafting {
-    /// Whose guesses go with the next lap, and how many at most: of those that were looked up, or of `by_model` that the
-    /// draft model can give.
-    pub fn choose(&mut self, found: Guesses<'_>, by_model: usize) -> (Source, usize) {
+    /// `lap_s` and `row_s` hold until they are measured.
+    pub fn new(lap_s: f64, row_s: f64, stages: f64) -> Self {
+        let guess = |value: f64| Mean { value: if value.is_finite() { value.max(1e-6) } else { 1.0 }, measured: false };
+        Self {
+            accepted: KNOWN_BEFORE,
+            under_way: VecDeque::new(),
+            lap: None,
+            stages,
+            lap_s: guess(lap_s),
+            row_s: guess(row_s),
+            added_s: Mean { value: 0.0, measured: false },
+            guess_s: Mean { value: 0.0, measured: false },
+            laps_since: [0; 2],
+            laps_with: 0,
+            source: Source::Text,
+            chosen: 0,
+        }
+    }
+
+    /// A token was drawn that no guess under way stands for: it leaves now, and all guesses before are void.
+    pub fn begin(&mut self, now: f64) {
+        self.under_way.clear();
+        self.lap = Some(Lap { began: now, left: false, guesses: 0, first: None, seen: (now, 0) });
+    }
+
+    /// So many guesses came true, and the next one did not if `missed`.
+    pub fn judged(&mut self, right: usize, missed: bool, now: f64) {
+        let looked_at = (right + usize::from(missed)).min(self.under_way.len());
+        for (at, kind) in self.under_way.drain(..looked_at).enumerate() {
+            self.accepted[kind].record(at < right);
+        }
+        self.time(right, now);
+    }
+
+    fn time(&mut self, right: usize, now: f64) {
+        let Some(lap) = &mut self.lap else { return };
+        if lap.first.is_none() {
+            let took = now - lap.began;
+            lap.first = Some(now);
+            // The first row alone is what a lap takes.
+            lap.seen = (now, right);
+            if lap.guesses == 0 {
+                self.lap_s.record(took);
+                self.laps_with = 0;
+            } else {
+                self.laps_with = self.laps_with.saturating_add(1);
+                if self.lap_s.measured {
+                    self.added_s.record(((took - self.lap_s.value) / lap.guesses as f64).max(0.0));
+                } else {
+                    self.lap_s.value = took;
+                }
+            }
+            return;
+        }
+        let (before, seen) = lap.seen;
+        if right > 0 && seen < lap.guesses {
+            self.row_s.record((now - before) / right as f64);
+        }
+        lap.seen = (now, seen + right);
+    }
+
+    /// Whose guesses follow those under way now, and how many at most, while `sessions` run in the stage: of those that were
+    /// looked up, or of `by_model` that the draft model can give. [`Drafting::left`] is next.
+    pub fn choose(&mut self, found: Guesses<'_>, by_model: usize, sessions: usize) -> (Source, usize) {
         let text = Offer { source: Source::Text, suffix: found.suffix, available: found.tokens.len() };
         let model = Offer { source: Source::Model, suffix: 0, available: by_model };
-        let ((of_text, text_rate), (of_model, model_rate)) = (self.worth(text), self.worth(model));
-        let (offer, guesses) =
-            if of_model > 0 && (of_text == 0 || model_rate > text_rate) { (model, of_model) } else { (text, of_text) };
-        self.offer = offer;
+        let ((of_text, text_rate), (of_model, model_rate)) = (self.worth(text, sessions), self.worth(model, sessions));
+        let (offer, guesses) = match () {
+            () if self.begins() && self.laps_with >= JUDGED_LAPS => (text, 0),
+            () if of_model > 0 && (of_text == 0 || model_rate > text_rate) => (model, of_model),
+            () if of_text < TOGETHER && self.under_way.len() >= UNDER_WAY => (text, 0),
+            () if self.keeps_to_model(text) => (text, 0),
+            () => (text, of_text),
+        };
+        self.under_way.extend((0..guesses).map(|at| offer.kind(at)));
+        self.chosen = guesses;
+        if guesses > 0 {
+            self.source = offer.source;
+        }
         (offer.source, guesses)
+    }
+
+    /// Behind guesses of the text the model cannot go on: worse ones than its own wait for it.
+    fn keeps_to_model(&self, text: Offer) -> bool {
+        let share = |kind: usize| self.accepted[kind].share();
+        self.under_way.back() == Some(&OF_MODEL) && share(text.kind(0)) < share(OF_MODEL)
+    }
+
+    /// So many guesses leave, no more than were chosen.
+    pub fn left(&mut self, guesses: usize, now: f64) {
+        let chosen = std::mem::take(&mut self.chosen);
+        self.under_way.truncate(self.under_way.len() - chosen.saturating_sub(guesses));
+        let begins = self.begins();
+        let of_model = self.source == Source::Model;
+        let Some(lap) = self.lap.as_mut().filter(|_| begins) else { return };
+        self.laps_since.iter_mut().for_each(|laps| *laps = laps.saturating_add(1));
+        if guesses > 0 {
+            self.laps_since[self.source as usize] = 0;
+            if of_model {
+                self.guess_s.record((now - lap.began) / guesses as f64);
+            }
+        }
+        (lap.left, lap.began, lap.guesses) = (true, now, guesses);
+    }
+
+    /// The token of the lap has not left yet.
+    fn begins(&self) -> bool {
+        self.lap.is_some_and(|lap| !lap.left)
+    }
+
+    /// Of the latest guesses.
+    pub fn last_source(&self) -> Source {
+        self.source
     }
 
     /// Whether guesses of the draft model would go along if it had any.
     pub fn wants_model(&self) -> bool {
-        self.worth(Offer { source: Source::Model, suffix: 0, available: DRAFTS_MAX }).0 > 0
+        self.worth(Offer { source: Source::Model, suffix: 0, available: MODEL_MAX }, 1).0 > 0
     }
 
-    /// How many of the guesses are worth their time, and the tokens per second that they bring.
-    fn worth(&self, offer: Offer) -> (usize, f32) {
-        let Some(lap_s) = self.lap_s.filter(|_| self.laps_with < JUDGED_LAPS) else { return (0, 0.0) };
-        let most = offer.available.min(DRAFTS_MAX);
-        let Some(row_s) = self.row_s[offer.source as usize] else {
-            let first = most.min(FIRST);
-            return (first, self.rate(offer, first, lap_s, 0.0));
-        };
-        let rate = |guesses| self.rate(offer, guesses, lap_s, row_s);
-        let mut best = (0, rate(0));
-        for guesses in 1..=most {
-            if rate(guesses) > best.1 {
-                best = (guesses, rate(guesses));
-            }
-        }
-        let trial_laps = TRIAL as f32 * row_s / lap_s.max(f32::MIN_POSITIVE);
-        let rest = (trial_laps / TRIALS_SHARE).max(REST_LAPS);
-        let is_trial = best.0 == 0 && self.laps_since[offer.source as usize] as f32 >= rest;
-        if is_trial { (most.min(TRIAL), best.1) } else { best }
+    /// Whether it could guess now: behind its own guesses, or where a lap begins.
+    pub fn may_ask_model(&self) -> bool {
+        self.under_way.iter().all(|kind| *kind == OF_MODEL) && self.wants_model()
     }
 
-    fn rate(&self, offer: Offer, guesses: usize, lap_s: f32, row_s: f32) -> f32 {
-        let (mut tokens, mut all_true) = (1.0, 1.0);
-        for at in 0..guesses {
-            all_true *= self.accepted[offer.kind(at)].share();
+    /// How many bring more each, in the time of a row, than the laps do on the whole; and the tokens per second that come
+    /// of it.
+    fn worth(&self, offer: Offer, sessions: usize) -> (usize, f64) {
+        let (mut all_true, mut tokens) = (1.0, 1.0);
+        for kind in &self.under_way {
+            all_true *= self.accepted[*kind].share();
             tokens += all_true;
         }
-        tokens / (lap_s + guesses as f32 * row_s).max(f32::MIN_POSITIVE)
+        let before = self.under_way.len();
+        let most = match offer.source {
+            Source::Text => GUESSES_MAX,
+            Source::Model if !self.guess_s.measured => MODEL_FIRST,
+            Source::Model => MODEL_MAX,
+        };
+        let most = offer.available.min(most.saturating_sub(before));
+        let cost = self.cost(offer.source, sessions);
+        let time = |guesses: usize| self.lap_s.value + guesses as f64 * cost;
+        let mut guesses = 0;
+        while guesses < most {
+            let next = all_true * self.accepted[offer.kind(guesses)].share();
+            if next * time(before + guesses) <= tokens * cost {
+                break;
+            }
+            all_true = next;
+            tokens += next;
+            guesses += 1;
+        }
+        let is_trial = guesses == 0 && self.begins() && self.rested(offer.source, cost);
+        (if is_trial { most.min(TRIAL) } else { guesses }, tokens / time(before + guesses))
     }
 
-    /// A lap with `guesses` took so long and so many of them came true.
-    pub fn record(&mut self, guesses: usize, came_true: usize, seconds: f32) {
-        self.laps_since.iter_mut().for_each(|laps| *laps = laps.saturating_add(1));
-        if guesses == 0 {
-            self.lap_s = Some(self.lap_s.map_or(seconds, |lap| lap + (seconds - lap) * NEWEST));
-            self.laps_with = 0;
-            return;
-        }
-        let source = self.offer.source as usize;
-        self.laps_since[source] = 0;
-        self.laps_with += 1;
-        let looked_at = came_true + usize::from(came_true < guesses);
-        for at in 0..looked_at {
-            self.accepted[self.offer.kind(at)].record(at < came_true);
-        }
-        let more_s = self.lap_s.map_or(0.0, |lap| (seconds - lap) / guesses as f32).max(0.0);
-        let row_s = &mut self.row_s[source];
-        *row_s = Some(row_s.map_or(more_s, |row| row + (more_s - row) * NEWEST));
+    /// Seconds that a guess costs.
+    fn cost(&self, source: Source, sessions: usize) -> f64 {
+        let computing = self.stages * self.row_s.value / self.lap_s.value;
+        let share = if sessions > 1 { sessions as f64 } else { computing.clamp(WASTED_MIN, 1.0) };
+        let cost = (self.row_s.value * share).max(self.added_s.value);
+        if source == Source::Model { cost + self.guess_s.value } else { cost }
+    }
+
+    fn rested(&self, source: Source, cost: f64) -> bool {
+        let trial_laps = TRIAL as f64 * cost.max(self.row_s.value) / self.lap_s.value.max(f64::MIN_POSITIVE);
+        f64::from(self.laps_since[source as usize]) >= (trial_laps / TRIALS_SHARE).max(REST_LAPS)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_followed_before_is_guessed_the_longest_and_latest_end_first() {
-        assert_eq!(look_up(&[1, 2, 3, 9, 1, 2], 4), Guesses { tokens: &[3, 9, 1, 2], suffix: 2 });
-        assert_eq!(look_up(&[1, 2, 3, 1, 2, 4, 1, 2], 1).tokens, [4], "the later one");
-        assert_eq!(
-            look_up(&[7, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2], 1),
-            Guesses { tokens: &[3], suffix: 3 },
-            "the longer one"
-        );
-        assert_eq!(look_up(&[5, 5, 5, 5], 3).tokens, [5], "to the end of the text");
-        for nothing in [&[][..], &[1], &[1, 2], &[1, 2, 3, 4]] {
-            assert_eq!(look_up(nothing, 8), Guesses { tokens: &[], suffix: 0 });
-        }
-    }
-
-    /// What guesses of a source are like: the chance that one comes true, and what it takes, in seconds.
-    #[derive(Clone, Copy)]
-    struct Like {
-        chance: f64,
-        row: f32,
-    }
-
-    /// Tokens a second over `laps` with guesses of the text and of a draft model; so many laps carried those of the model.
-    fn race(text: Option<Like>, model: Option<Like>, lap: f32, laps: u32) -> (f32, u32) {
-        let mut drafting = Drafting::default();
-        let (mut tokens, mut seconds, mut dice, mut of_model) = (0_usize, 0.0, 1_u64, 0);
-        let mut roll = || {
-            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (dice >> 11) as f64 / (1_u64 << 53) as f64
-        };
-        let some = [0; DRAFTS_MAX];
-        for _ in 0..laps {
-            let found = Guesses { tokens: text.map_or(&[], |_| &some), suffix: SUFFIX_MIN };
-            let (source, guesses) = drafting.choose(found, if model.is_some() { DRAFTS_MAX } else { 0 });
-            let like = if source == Source::Model { model } else { text };
-            let like = like.unwrap_or(Like { chance: 0.0, row: 0.0 });
-            let came_true = (0..guesses).take_while(|_| roll() < like.chance).count();
-            let took = lap + guesses as f32 * like.row;
-            drafting.record(guesses, came_true, took);
-            of_model += u32::from(source == Source::Model && guesses > 0);
-            tokens += came_true + 1;
-            seconds += took;
-        }
-        (tokens as f32 / seconds, of_model)
-    }
-
-    /// With guesses of either source alone.
-    fn speeds(chance: f64, lap: f32, row: f32, laps: u32) -> [f32; 2] {
-        let like = Some(Like { chance, row });
-        [race(like, None, lap, laps).0, race(None, like, lap, laps).0]
-    }
-
-    #[test]
-    fn useless_guesses_cost_little_and_good_ones_pay() {
-        for (lap, row) in [(0.2, 0.005), (0.02, 0.005), (0.02, 0.015)] {
-            let without = 1.0 / lap;
-            for chance in [0.0, 0.3, 0.6, 0.8, 0.9, 0.98] {
-                for fast in speeds(chance, lap, row, 300) {
-                    assert!(fast >= without * 0.97, "{chance} at {lap} {row}: {fast} of {without}");
-                }
-            }
-            let useless = Some(Like { chance: 0.0, row });
-            let (fast, _) = race(useless, useless, lap, 600);
-            assert!(fast >= without * 0.97, "both useless at {lap} {row}: {fast} of {without}");
-        }
-        let always = |chance: f32, guesses: usize| {
-            (0..=guesses).map(|at| chance.powi(at as i32)).sum::<f32>() / (0.2 + guesses as f32 * 0.005)
-        };
-        for chance in [0.5, 0.7, 0.8, 0.9] {
-            let best = (0..=DRAFTS_MAX).map(|guesses| always(chance, guesses)).fold(0.0, f32::max);
-            for fast in speeds(f64::from(chance), 0.2, 0.005, 1_000) {
-                assert!(fast >= best * 0.93, "{chance}: {fast}, with the best number each time {best}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_better_source_guesses() {
-        let (good, bad) = (Some(Like { chance: 0.9, row: 0.01 }), Some(Like { chance: 0.2, row: 0.005 }));
-        let (alone, _) = race(None, good, 0.2, 500);
-        let (fast, of_model) = race(bad, good, 0.2, 500);
-        assert!(of_model > 400 && fast >= alone * 0.97, "{of_model} of 500 laps, {fast} beside {alone}");
-        let (alone, _) = race(good, None, 0.2, 500);
-        let (fast, of_model) = race(good, bad, 0.2, 500);
-        assert!(of_model < 50 && fast >= alone * 0.97, "{of_model} of 500 laps, {fast} beside {alone}");
-        // It guesses right, and takes longer than the lap that it spares.
-        let slow = Some(Like { chance: 0.9, row: 0.3 });
-        let (fast, of_model) = race(None, slow, 0.2, 1_000);
-        assert!(of_model < 20 && fast >= 5.0 * 0.97, "{of_model} of 1000 laps, {fast}");
-    }
-
-    #[test]
-    fn long_ends_go_before_the_model_and_short_ones_behind() {
-        let mut drafting = Drafting::default();
-        let found = |suffix| Guesses { tokens: &[1, 2, 3], suffix };
-        assert_eq!(drafting.choose(found(8), 8), (Source::Text, 0), "the first lap shows what a lap takes");
-        assert!(!drafting.wants_model());
-        drafting.record(0, 0, 0.1);
-        assert!(drafting.wants_model());
-        assert_eq!(drafting.choose(found(8), 8), (Source::Text, 3));
-        assert_eq!(drafting.choose(found(2), 8), (Source::Model, FIRST));
-        assert_eq!(drafting.choose(found(2), 0), (Source::Text, 3), "it has none");
-    }
-}
+#[path = "drafts_tests.rs"]
+mod tests;

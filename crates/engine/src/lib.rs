@@ -35,7 +35,7 @@ pub use openai_http::{
     ExternalConfig, ExternalEngine, ExternalError, Found, Kind, LOCAL_PORTS, Reference, Timeouts, find_local,
 };
 pub use sandbox::SandboxProbe;
-pub use stage::{Cells, Input, Stage, StageCapabilities, StageEvent, StageSession, StageSlice, TableFile};
+pub use stage::{Cells, Input, Lap, Next, Stage, StageCapabilities, StageEvent, StageSession, StageSlice, TableFile};
 pub use vocabulary::{TEXT_BYTES_MAX, Vocabulary, VocabularyError, VocabularyInfo};
 
 /// Something that turns tokens into tokens: a whole model now, a stage of one later.

@@ -2,7 +2,8 @@
 //!
 //! A session of a stage is fed by position ([`StageSession::feed`]) and gives [`StageEvent`]s: rows for the next stage,
 //! or, at the last stage, the tokens that it draws. Feeding from a position that was fed before takes back what came
-//! from there on, so that a part can be sent again and a draft that missed costs nothing but its time.
+//! from there on, so that a part can be sent again and a guess that missed costs nothing but its time. What still comes of
+//! rows that were taken back tells itself by its [`Lap`].
 
 use std::path::PathBuf;
 
@@ -128,10 +129,27 @@ pub enum Input {
 
 /// What a session's child is told.
 pub(crate) enum ToStageChild {
-    Feed { from: u32, input: Input },
+    Feed { lap: Lap, from: u32, input: Input },
     Gather(bool),
     Export { until: u32, tag: u32 },
     Import { cells: Bytes, last: bool },
+}
+
+/// Which reading of the answer rows belong to. One begins with each drawn token that was not among the guesses under way;
+/// what an earlier one says of that token's position and those behind it does not hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lap {
+    /// Of the chain: rises when it is put together anew.
+    pub epoch: u32,
+    /// 0: the known tokens that a session, or a new chain, begins with. The last stage counts from 1.
+    pub number: u32,
+}
+
+impl Lap {
+    /// Rows of tokens that are known, not guessed: they may come by the thousand.
+    pub fn is_known(self) -> bool {
+        self.number == 0
+    }
 }
 
 /// A running session. Drop it to end it.
@@ -145,12 +163,12 @@ pub struct StageSession {
 
 impl StageSession {
     /// Adds what is to be computed from position `from` on, in place of all that was fed from there on before. The
-    /// caller has it checked by [`Stage::check`] before.
+    /// caller has it checked by [`Stage::check`] before. The last stage leaves out rows of earlier laps than its own.
     ///
     /// # Errors
     /// The stage is gone, or takes no more.
-    pub fn feed(&self, from: u32, input: Input) -> Result<(), EngineError> {
-        (self.send)(ToStageChild::Feed { from, input })
+    pub fn feed(&self, lap: Lap, from: u32, input: Input) -> Result<(), EngineError> {
+        (self.send)(ToStageChild::Feed { lap, from, input })
     }
 
     /// Asks for the first `until` cells of the session's cache, or as many as there are: they come as
@@ -183,18 +201,17 @@ impl StageSession {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum StageEvent {
-    /// Rows that came out, F32 little-endian, from position `from` on; in the order of what was fed.
+    /// Rows that came out, F32 little-endian, from position `from` on; in the order of what was fed. `lap` is the latest
+    /// that was fed when they were computed.
     Rows {
+        lap: Lap,
         from: u32,
         rows: Bytes,
     },
     /// At the last stage: the next tokens of the answer, and what the first stage is to compute next.
     Drawn {
         tokens: Vec<TokenOut>,
-        from: u32,
-        feed: Vec<Token>,
-        /// The guesses among that are the draft model's.
-        by_model: bool,
+        feed: Next,
     },
     /// Cells of the session from position `from` on, of `of` that come: what [`StageSession::export`] asked for.
     Cells {
@@ -209,4 +226,17 @@ pub enum StageEvent {
     CellsRefused(String),
     Finished(Finish, Usage),
     Failed(EngineError),
+}
+
+/// Tokens for the first stage. In a lap that begins: the last token drawn, and guesses. Else guesses that follow those under
+/// way; or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Next {
+    /// [`Lap::number`].
+    pub lap: u32,
+    /// Position of the first.
+    pub from: u32,
+    pub tokens: Vec<Token>,
+    /// The guesses among them are the draft model's.
+    pub by_model: bool,
 }

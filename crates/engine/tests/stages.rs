@@ -16,8 +16,8 @@ use std::{
 
 use common::*;
 use opengrid_engine::{
-    Draft, EmbeddedConfig, EmbeddedStage, Engine, EngineError, GenerateRequest, Input, Stage, StageEvent, StageSession,
-    StageSlice, TableFile,
+    Draft, EmbeddedConfig, EmbeddedStage, Engine, EngineError, GenerateRequest, Input, Lap, Next, Stage, StageEvent,
+    StageSession, StageSlice, TableFile,
 };
 use opengrid_models::{gguf::file::Header, slice};
 use opengrid_protocol::{
@@ -104,30 +104,59 @@ async fn next(session: &mut StageSession) -> StageEvent {
     timeout(PATIENCE, session.events.recv()).await.expect("an event in time").expect("an event")
 }
 
-/// Hands rows on from stage to stage until the last one has what came to the first, and returns what it says then.
-async fn lap(sessions: &mut [StageSession], from: u32, tokens: Vec<Token>) -> StageEvent {
-    kept_lap(sessions, from, tokens, &mut Vec::new()).await
+/// Hands on what there is from stage to stage until the last one says something. Each stage's rows come in order; what a later
+/// lap took back is left out, as a part's flow does it. What the first stage sends is kept by position, as in its ring.
+struct Relay<'s> {
+    sessions: &'s mut [StageSession],
+    epoch: u32,
+    cuts: Vec<(Lap, u32)>,
+    sent: Vec<u8>,
+    delay: Duration,
 }
 
-/// What the first stage sends is kept by position, as a stage's ring keeps it.
-async fn kept_lap(sessions: &mut [StageSession], from: u32, tokens: Vec<Token>, sent: &mut Vec<u8>) -> StageEvent {
-    let end = from + tokens.len() as u32;
-    sessions[0].feed(from, Input::Tokens(tokens)).unwrap();
-    for at in 0..sessions.len() - 1 {
-        let mut reached = from;
-        while reached < end {
-            let StageEvent::Rows { from, rows } = next(&mut sessions[at]).await else { panic!("rows are next") };
-            assert_eq!(from, reached, "rows come in order");
-            reached += (rows.len() / ROW_BYTES) as u32;
-            if at == 0 {
-                sent.truncate(from as usize * ROW_BYTES);
-                sent.extend_from_slice(&rows);
+impl<'s> Relay<'s> {
+    fn new(sessions: &'s mut [StageSession], delay: Duration) -> Self {
+        Self { sessions, epoch: 1, cuts: Vec::new(), sent: Vec::new(), delay }
+    }
+
+    fn feed(&mut self, next: Next) {
+        if next.tokens.is_empty() {
+            return;
+        }
+        let lap = Lap { epoch: self.epoch, number: next.lap };
+        if self.cuts.last().is_none_or(|(latest, _)| lap > *latest) {
+            self.cuts.push((lap, next.from));
+        }
+        self.sessions[0].feed(lap, next.from, Input::Tokens(next.tokens)).unwrap();
+    }
+
+    async fn drawn(&mut self) -> StageEvent {
+        let last = self.sessions.len() - 1;
+        loop {
+            let heard = self.sessions.iter_mut().map(|session| Box::pin(session.events.recv()));
+            let (event, at, _) = timeout(PATIENCE, futures::future::select_all(heard)).await.expect("an event in time");
+            let event = event.expect("an event");
+            if at == last {
+                return event;
             }
-            sessions[at + 1].feed(from, Input::Rows(rows)).unwrap();
+            let StageEvent::Rows { lap, from, rows } = event else { return event };
+            if at == 0 {
+                tokio::time::sleep(self.delay).await;
+            }
+            let holds = self.cuts.iter().filter(|(later, _)| *later > lap).map(|(_, from)| *from).min();
+            let count =
+                (rows.len() / ROW_BYTES).min(holds.map_or(usize::MAX, |until| until.saturating_sub(from) as usize));
+            if count == 0 {
+                continue;
+            }
+            let rows = rows.slice(..count * ROW_BYTES);
+            if at == 0 {
+                self.sent.resize(from as usize * ROW_BYTES, 0);
+                self.sent.extend_from_slice(&rows);
+            }
+            self.sessions[at + 1].feed(lap, from, Input::Rows(rows)).unwrap();
         }
     }
-    let last = sessions.len() - 1;
-    next(&mut sessions[last]).await
 }
 
 /// A whole answer through the stages.
@@ -142,20 +171,15 @@ async fn run_over(
     prompt: Vec<Token>,
     delay: Duration,
 ) -> (Vec<TokenOut>, Finish, usize) {
-    let (mut from, mut feed) = (0, prompt);
+    let mut relay = Relay::new(sessions, delay);
+    relay.feed(prompt_of(prompt));
     let (mut answer, mut laps) = (Vec::new(), 0);
     loop {
-        laps += 1;
-        tokio::time::sleep(delay).await;
-        match lap(sessions, from, feed).await {
-            StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } => {
+        match relay.drawn().await {
+            StageEvent::Drawn { tokens, feed } => {
                 answer.extend(tokens);
-                (from, feed) = (next_from, next_feed);
-                if feed.is_empty() {
-                    let last = sessions.len() - 1;
-                    let StageEvent::Finished(finish, _) = next(&mut sessions[last]).await else { panic!("the end") };
-                    return (answer, finish, laps);
-                }
+                laps = feed.lap as usize;
+                relay.feed(feed);
             }
             StageEvent::Finished(finish, usage) => {
                 assert_eq!(usage.generated_tokens as usize, answer.len());
@@ -164,6 +188,10 @@ async fn run_over(
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn prompt_of(tokens: Vec<Token>) -> Next {
+    Next { tokens, ..Next::default() }
 }
 
 fn watched(tokens: &[Token], max: u32, sampling: Sampling) -> GenerateRequest {
@@ -221,38 +249,45 @@ async fn a_stage_that_dies_is_replaced_by_feeding_its_input_again() {
     drop(undisturbed);
 
     let mut sessions = pipeline.open(request);
-    let (mut sent, mut answer) = (Vec::new(), Vec::new());
-    let (mut from, mut feed) = (0, request.tokens.clone());
-    for _ in 0..20 {
-        let StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } =
-            kept_lap(&mut sessions, from, feed, &mut sent).await
-        else {
-            panic!("a token")
-        };
+    let prompt = prompt_of(request.tokens.clone());
+    let mut relay = Relay::new(&mut sessions, Duration::ZERO);
+    let (mut next, mut answer) = (prompt, Vec::new());
+    // Up to the first token of a lap, after which nothing else is under way.
+    let mut lap = 0;
+    while answer.len() < 20 || next.tokens.len() != 1 || next.lap == lap {
+        lap = next.lap;
+        relay.feed(next);
+        let StageEvent::Drawn { tokens, feed } = relay.drawn().await else { panic!("a token") };
         answer.extend(tokens);
-        (from, feed) = (next_from, next_feed);
+        next = feed;
     }
+    let (from, mut sent) = (next.from, relay.sent);
     kill(pipeline.stages[1].child_pid().unwrap());
-    assert_eq!(next(&mut sessions[1]).await, StageEvent::Failed(EngineError::Died));
+    loop {
+        // Rows of guesses that missed may still come before.
+        if let StageEvent::Failed(error) = self::next(&mut sessions[1]).await {
+            break assert_eq!(error, EngineError::Died);
+        }
+    }
     sessions[1] = reopen(&pipeline.stages[1]).await;
     // Rows of guesses that did not come true are not sent again.
     sent.truncate(from as usize * ROW_BYTES);
-    sessions[1].feed(0, Input::Rows(sent.into())).unwrap();
+    sessions[1].feed(Lap { epoch: 1, number: 0 }, 0, Input::Rows(sent.into())).unwrap();
     let mut replayed = 0;
     while replayed < from {
-        let StageEvent::Rows { rows, .. } = next(&mut sessions[1]).await else { panic!("rows") };
+        let StageEvent::Rows { rows, .. } = self::next(&mut sessions[1]).await else { panic!("rows") };
         replayed += (rows.len() / ROW_BYTES) as u32;
     }
+    let mut relay = Relay::new(&mut sessions, Duration::ZERO);
+    relay.feed(next);
     loop {
-        match lap(&mut sessions, from, feed).await {
-            StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } => {
+        match relay.drawn().await {
+            StageEvent::Drawn { tokens, feed } => {
                 answer.extend(tokens);
-                (from, feed) = (next_from, next_feed);
+                relay.feed(feed);
             }
+            StageEvent::Finished(..) => break,
             other => panic!("{other:?}"),
-        }
-        if feed.is_empty() {
-            break;
         }
     }
     assert_eq!(answer, expected.0, "as without the fault");
@@ -318,12 +353,12 @@ async fn bad_input_ends_its_session_and_no_other() {
     }
     let mut honest = stage.open(None).unwrap();
     let mut gap = stage.open(None).unwrap();
-    gap.feed(3, Input::Rows(row(0.5))).unwrap();
+    gap.feed(Lap::default(), 3, Input::Rows(row(0.5))).unwrap();
     assert!(matches!(next(&mut gap).await, StageEvent::Failed(EngineError::Invalid(_))));
     let mut long = stage.open(None).unwrap();
     let rows = bytes::Bytes::from(1.0_f32.to_le_bytes().repeat(576 * 400));
     for from in [0, 400, 800] {
-        long.feed(from, Input::Rows(rows.clone())).unwrap();
+        long.feed(Lap::default(), from, Input::Rows(rows.clone())).unwrap();
     }
     loop {
         match next(&mut long).await {
@@ -332,8 +367,8 @@ async fn bad_input_ends_its_session_and_no_other() {
             other => panic!("{other:?}"),
         }
     }
-    honest.feed(0, Input::Rows(row(0.5))).unwrap();
-    assert!(matches!(next(&mut honest).await, StageEvent::Rows { from: 0, rows } if rows.len() == 576 * 4));
+    honest.feed(Lap::default(), 0, Input::Rows(row(0.5))).unwrap();
+    assert!(matches!(next(&mut honest).await, StageEvent::Rows { from: 0, rows, .. } if rows.len() == 576 * 4));
     let sessions: Vec<_> = (0..3).map(|_| stage.open(None).unwrap()).collect();
     assert_eq!(stage.open(None).err(), Some(EngineError::Busy), "four places");
     drop(sessions);
@@ -394,32 +429,42 @@ async fn a_session_moves_to_other_processes_and_nothing_is_fed_again() {
     let _others = new.open(&requests[0]);
     let mut sessions = old.open(request);
     let mut answer = Vec::new();
-    let (mut from, mut feed) = (0, request.tokens.clone());
+    let (mut next, mut epoch) = (prompt_of(request.tokens.clone()), 0);
     for moving in [Some(1), None, Some(0), Some(2)] {
+        epoch += 1;
+        let mut relay = Relay::new(&mut sessions, Duration::ZERO);
+        relay.epoch = epoch;
         for _ in 0..2 {
-            let StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } =
-                lap(&mut sessions, from, feed).await
-            else {
-                panic!("a token")
-            };
-            answer.extend(tokens);
-            (from, feed) = (next_from, next_feed);
+            // Up to the first token of a lap, after which nothing else is under way.
+            let lap = next.lap;
+            while next.lap <= lap {
+                relay.feed(next);
+                let StageEvent::Drawn { tokens, feed } = relay.drawn().await else { panic!("a token") };
+                answer.extend(tokens);
+                next = feed;
+            }
         }
         let Some(at) = moving else { continue };
-        let so_far = answer.iter().map(|out| out.token);
+        let so_far = answer.iter().map(|out: &TokenOut| out.token);
         let head =
             GenerateRequest { tokens: request.tokens.iter().copied().chain(so_far).collect(), ..request.clone() };
         let heir = new.stages[at].open((at == 2).then_some(head)).unwrap();
-        sessions[at] = moved(&mut sessions[at], &new.stages[at], heir, from).await;
+        sessions[at] = moved(&mut sessions[at], &new.stages[at], heir, next.from).await;
+        if at == 2 {
+            // It knows of no laps and no guesses.
+            next = Next { lap: 0, from: next.from, ..prompt_of(next.tokens[..1].to_vec()) };
+        }
     }
-    // A last stage that knows of no guesses takes them for what they are.
-    feed.truncate(1);
-    while !feed.is_empty() {
-        match lap(&mut sessions, from, feed).await {
-            StageEvent::Drawn { tokens, from: next_from, feed: next_feed, .. } => {
+    let mut relay = Relay::new(&mut sessions, Duration::ZERO);
+    relay.epoch = epoch + 1;
+    relay.feed(next);
+    loop {
+        match relay.drawn().await {
+            StageEvent::Drawn { tokens, feed } => {
                 answer.extend(tokens);
-                (from, feed) = (next_from, next_feed);
+                relay.feed(feed);
             }
+            StageEvent::Finished(..) => break,
             other => panic!("{other:?}"),
         }
     }
@@ -443,7 +488,7 @@ async fn cells_that_do_not_fit_are_refused_and_others_go_on() {
     }
     let row = || Input::Rows(bytes::Bytes::from(0.5_f32.to_le_bytes().repeat(576)));
     let mut begun = stage.open(None).unwrap();
-    begun.feed(0, row()).unwrap();
+    begun.feed(Lap::default(), 0, row()).unwrap();
     assert!(matches!(next(&mut begun).await, StageEvent::Rows { .. }));
     begun.import(good.clone().into(), true).unwrap();
     assert!(matches!(next(&mut begun).await, StageEvent::CellsRefused(_)));
@@ -457,7 +502,7 @@ async fn cells_that_do_not_fit_are_refused_and_others_go_on() {
     assert!(matches!(next(&mut empty).await, StageEvent::CellsRefused(_)));
     // All of them, and the others, go on from where they were.
     for (session, from) in [(&mut begun, 1), (&mut full, 0), (&mut empty, 0)] {
-        session.feed(from, row()).unwrap();
+        session.feed(Lap::default(), from, row()).unwrap();
         assert!(matches!(next(session).await, StageEvent::Rows { from: at, .. } if at == from));
     }
     stage.shutdown().await;

@@ -68,9 +68,9 @@ impl Default for Metrics {
         let clock_refused = counter(&mut registry, "clock_refusals", "Signed records refused for their times");
         let laps = counter(&mut registry, "laps", "Laps of pipelines whose last stage is here");
         let laps_without_guesses =
-            counter(&mut registry, "laps_without_guesses", "Laps that carried no guesses at the next tokens");
-        let laps_missed = counter(&mut registry, "laps_missed", "Laps with a guess that did not come true");
-        let guesses = counter(&mut registry, "guesses", "Guesses at next tokens that laps carried");
+            counter(&mut registry, "laps_without_guesses", "Laps that began where nothing was guessed");
+        let laps_missed = counter(&mut registry, "laps_missed", "Laps that began where a guess did not come true");
+        let guesses = counter(&mut registry, "guesses", "Guesses at next tokens");
         let guesses_true = counter(&mut registry, "guesses_true", "Guesses that came true");
         let handovers =
             counter(&mut registry, "handovers", "Caches of sessions that stages here took over from stages that leave");

@@ -64,6 +64,8 @@ pub const STANDBY_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const ROWS_BYTES_MAX: usize = 960 * 1024;
 /// Caches of sessions that a node hands over or takes over at once, all together, in bytes.
 pub const HANDED_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Most guesses of a session under way over several stages.
+pub const GUESSES_MAX: usize = 128;
 /// Most positions of a session over several stages: the longest prompt and the longest answer.
 pub const POSITIONS_MAX: u32 = PROMPT_TOKENS_MAX as u32 + COMPLETION_TOKENS_MAX;
 /// Most delays to other nodes in a stage's beacon.

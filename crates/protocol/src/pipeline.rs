@@ -7,7 +7,8 @@
 //!
 //! Everything is addressed by position. What is sent again from a position on takes the place of what was there; that is
 //! all that a failover and a guess that missed need. A [`Route`] has an epoch: what comes on another one is
-//! dropped unread.
+//! dropped unread. Within it laps are counted: the next one begins with each token that was drawn and was not among the
+//! guesses under way, and what an earlier one says of that position and those behind it is void.
 
 use std::fmt;
 
@@ -120,7 +121,7 @@ pub enum Order {
     Start { keep: u32, send_from: u32 },
     /// To the first stage: tokens of positions from `from` on.
     Feed { from: u32, tokens: Vec<Token> },
-    /// To the last stage: feed the last drawn token once more.
+    /// To the last stage: feed the last drawn token, and the guesses that follow it, once more.
     Again,
     /// Nodes that would take the place of the next one if it were lost: channels to them are opened ahead. No answer.
     Meet(Vec<NodeId>),
@@ -182,6 +183,8 @@ pub enum Complaint {
 pub struct ToStage {
     pub part: PartId,
     pub epoch: u32,
+    /// 0 for the tokens that the gateway fed, and never less than in the message before. The last stage counts from 1.
+    pub lap: u32,
     /// Position of the first.
     pub from: u32,
     pub carried: Carried,
@@ -191,7 +194,7 @@ pub struct ToStage {
 pub enum Carried {
     /// F32, little-endian, whole rows of the model's width.
     Rows(Bytes),
-    /// From the last stage to the first: a token drawn, and guesses at what follows it.
+    /// From the last stage to the first. In a new lap: a token drawn, and guesses at what follows it; else more guesses.
     Tokens(Vec<Token>),
     /// From a part that leaves to the one that takes its place: cells of its cache, of `of` from position 0 on.
     Cells(Cells),

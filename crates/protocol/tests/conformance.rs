@@ -157,10 +157,11 @@ fn pipelines(snapshot: &mut Snapshot) {
         snapshot.value(&format!("to_gateway.complains.{name}"), &ToGateway::Complains { session, epoch: 2, complaint });
     }
     let rows = Carried::Rows([0, 0, 128, 63].to_vec().into());
-    snapshot.value("to_stage.rows", &ToStage { part, epoch: 2, from: 130, carried: rows });
-    snapshot.value("to_stage.tokens", &ToStage { part, epoch: 2, from: 131, carried: Carried::Tokens(vec![200, 7]) });
+    snapshot.value("to_stage.rows", &ToStage { part, epoch: 2, lap: 0, from: 130, carried: rows });
+    let tokens = Carried::Tokens(vec![200, 7]);
+    snapshot.value("to_stage.tokens", &ToStage { part, epoch: 2, lap: 3, from: 131, carried: tokens });
     let cells = Cells { layout: counting(0x70), of: 199, cells: [0, 60, 0, 188].to_vec().into() };
-    snapshot.value("to_stage.cells", &ToStage { part, epoch: 3, from: 64, carried: Carried::Cells(cells) });
+    snapshot.value("to_stage.cells", &ToStage { part, epoch: 3, lap: 0, from: 64, carried: Carried::Cells(cells) });
 }
 
 fn records(snapshot: &mut Snapshot) {

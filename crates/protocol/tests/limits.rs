@@ -105,8 +105,13 @@ fn the_largest_session_fits_a_frame() {
 #[test]
 fn cells_of_a_cache() {
     let cells = Cells { layout: [1; 16], of: POSITIONS_MAX, cells: vec![0; ROWS_BYTES_MAX].into() };
-    let piece =
-        ToStage { part: PartId([2; 16]), epoch: 1, from: POSITIONS_MAX - 1, carried: Carried::Cells(cells.clone()) };
+    let piece = ToStage {
+        part: PartId([2; 16]),
+        epoch: 1,
+        lap: 0,
+        from: POSITIONS_MAX - 1,
+        carried: Carried::Cells(cells.clone()),
+    };
     assert!(codec::encode(&piece).len() < FRAME_BYTES_MAX);
     let changed = |from, of, bytes: usize| {
         let carried = Carried::Cells(Cells { of, cells: vec![0; bytes].into(), ..cells.clone() });

@@ -211,7 +211,7 @@ impl Jobs {
             return Err(EngineError::Busy);
         }
         let message = match message {
-            ToStageChild::Feed { from, input } => ToEngine::Feed { id, from, input },
+            ToStageChild::Feed { lap, from, input } => ToEngine::Feed { id, lap, from, input },
             ToStageChild::Gather(gathers) => ToEngine::Gather { id, gathers },
             ToStageChild::Export { until, tag } => ToEngine::Export { id, until, tag },
             ToStageChild::Import { cells, last } => ToEngine::Import { id, cells, last },
@@ -374,10 +374,8 @@ impl State {
     /// A session whose events nobody takes ends.
     fn pass_on_stage(&mut self, id: u64, progress: Progress) -> Result<(), &'static str> {
         let (event, last) = match progress {
-            Progress::Rows { from, rows } => (StageEvent::Rows { from, rows }, false),
-            Progress::Drawn { tokens, from, feed, by_model } => {
-                (StageEvent::Drawn { tokens, from, feed, by_model }, false)
-            }
+            Progress::Rows { lap, from, rows } => (StageEvent::Rows { lap, from, rows }, false),
+            Progress::Drawn { tokens, feed } => (StageEvent::Drawn { tokens, feed }, false),
             Progress::Cells { tag, from, of, cells } => (StageEvent::Cells { tag, from, of, cells }, false),
             Progress::Imported(count) => (StageEvent::Imported(count), false),
             Progress::CellsRefused(why) => (StageEvent::CellsRefused(why), false),

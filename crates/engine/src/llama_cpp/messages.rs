@@ -14,7 +14,7 @@ use super::{Mode, speeds::Speeds};
 use crate::{
     cells::Layout,
     sandbox::{Devices, SandboxProbe},
-    stage::{Input, StageSlice},
+    stage::{Input, Lap, Next, StageSlice},
 };
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +31,7 @@ pub enum ToEngine {
     /// To a stage: what a session computes next.
     Feed {
         id: u64,
+        lap: Lap,
         from: u32,
         input: Input,
     },
@@ -181,15 +182,14 @@ pub enum Progress {
     Finished(Finish, Usage),
     /// Of a stage: rows that came out, F32 little-endian, from position `from` on.
     Rows {
+        lap: Lap,
         from: u32,
         rows: Bytes,
     },
     /// Of the last stage: new tokens, and what the first stage is to compute next.
     Drawn {
         tokens: Vec<TokenOut>,
-        from: u32,
-        feed: Vec<Token>,
-        by_model: bool,
+        feed: Next,
     },
     /// Of a stage: cells from position `from` on, of `of` that come.
     Cells {

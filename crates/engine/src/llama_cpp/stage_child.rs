@@ -9,7 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use opengrid_grammar::Constraint;
-use opengrid_protocol::session::{Finish, Token, Usage};
+use opengrid_protocol::{
+    limits::GUESSES_MAX,
+    session::{Finish, Token, TokenOut, Usage},
+};
 
 use super::{
     Mode,
@@ -24,16 +27,18 @@ use super::{
     stage_cells::Moves,
 };
 use crate::{
-    drafts::{self, DRAFTS_MAX, Drafting, Source},
+    drafts::{self, Drafting, Source},
     ipc, sandbox,
-    spans::{Chunk, Gathering, Part, Spans},
-    stage::{Input, StageSlice},
+    spans::{Chunk, Fed, FeedError, Gathering, Part, Spans, guesses_at_once},
+    stage::{Input, Lap, Next, StageSlice},
 };
 
 /// Rows in one frame at most, in bytes: so much is sealed and sent as one piece.
 const ROWS_BYTES_MAX: usize = 960 * 1024;
 /// Frames are written together up to this many bytes.
 const WRITE_BYTES: usize = 64 * 1024;
+/// Rows of guesses under way at most, in bytes: a link that is full of them is slow for what comes in their place.
+const GUESSES_BYTES_MAX: usize = 1 << 20;
 
 /// # Errors
 /// Why this slice cannot be served, for people.
@@ -215,14 +220,14 @@ pub struct Server<'m> {
 /// What the last stage knows of a session.
 struct Head {
     answer: Answer,
-    /// Prompt and answer.
-    tokens: Vec<Token>,
-    /// Behind `tokens`: guesses that were fed with the last one.
-    drafts: Vec<Token>,
-    drafts_from: Source,
-    drafting: Drafting,
-    /// When the last token was drawn.
-    drawn: Option<Instant>,
+    /// Prompt and answer, and behind them guesses that are under way.
+    text: Vec<Token>,
+    known: usize,
+    /// Number of the lap.
+    lap: u32,
+    opened: Instant,
+    /// Once the first token was drawn.
+    drafting: Option<Drafting>,
     tokens_max: usize,
     usage: Usage,
 }
@@ -304,7 +309,7 @@ impl Server<'_> {
                 Err(why) => self.emit(generate.id, Progress::Invalid(why)),
             },
             Incoming::Other(ToEngine::Open { id }) if !self.is_last => self.open(id),
-            Incoming::Other(ToEngine::Feed { id, from, input }) => self.feed(id, from as usize, input)?,
+            Incoming::Other(ToEngine::Feed { id, lap, from, input }) => self.feed(id, lap, from as usize, input)?,
             Incoming::Other(ToEngine::Gather { id, gathers }) => self.spans.gather(id, gathers),
             Incoming::Other(ToEngine::Export { id, until, tag }) => self.moves.ask(id, until as usize, tag),
             Incoming::Other(ToEngine::Import { id, cells, last }) => self.import(id, &cells, last),
@@ -337,15 +342,15 @@ impl Server<'_> {
                     if let Some(draft) = &mut self.draft {
                         draft.forget(slot);
                     }
-                    let tokens = generate.tokens;
-                    let usage = Usage { prefilled_tokens: tokens.len() as u32, ..Usage::default() };
+                    let text = generate.tokens;
+                    let usage = Usage { prefilled_tokens: text.len() as u32, ..Usage::default() };
                     self.heads[slot] = Some(Head {
                         answer,
-                        tokens,
-                        drafts: Vec::new(),
-                        drafts_from: Source::Text,
-                        drafting: Drafting::default(),
-                        drawn: None,
+                        known: text.len(),
+                        text,
+                        lap: 0,
+                        opened: Instant::now(),
+                        drafting: None,
                         tokens_max,
                         usage,
                     });
@@ -362,7 +367,7 @@ impl Server<'_> {
         }
     }
 
-    fn feed(&mut self, id: u64, from: usize, input: Input) -> io::Result<()> {
+    fn feed(&mut self, id: u64, lap: Lap, from: usize, input: Input) -> io::Result<()> {
         let mut rows = Vec::new();
         match (input, &mut self.table) {
             (Input::Tokens(tokens), Some(table)) => table.look_up(&tokens, &mut rows)?,
@@ -372,20 +377,14 @@ impl Server<'_> {
             _ => return Err(io::Error::other("input of the wrong kind")),
         }
         let count = rows.len() / self.width;
-        match self.spans.feed(id, from, count) {
+        match self.spans.feed(id, lap, from, count) {
             Ok(fed) => {
                 self.moves.goes_without(fed.slot);
-                if let Some(keep) = fed.cut_to
-                    && !self.context.truncate(fed.slot, keep)
-                {
-                    return Err(io::Error::other("the cache cannot be cut back"));
-                }
-                let waiting = &mut self.waiting[fed.slot];
-                waiting.truncate(fed.waiting_kept * self.width);
-                waiting.extend(rows);
+                self.cut(fed).map_err(io::Error::other)?;
+                self.waiting[fed.slot].extend(rows);
             }
-            // A session that was closed a moment ago.
-            Err(crate::spans::FeedError::NoSession) => {}
+            // A session that was closed a moment ago; guesses behind one that missed a moment ago.
+            Err(FeedError::NoSession | FeedError::Old) => {}
             Err(error) => {
                 self.close(id);
                 self.emit(id, Progress::Invalid(error.to_string()));
@@ -394,9 +393,20 @@ impl Server<'_> {
         Ok(())
     }
 
+    fn cut(&mut self, fed: Fed) -> Result<(), String> {
+        if let Some(keep) = fed.cut_to
+            && !self.context.truncate(fed.slot, keep)
+        {
+            return Err("the cache cannot be cut back".to_owned());
+        }
+        self.waiting[fed.slot].truncate(fed.waiting_kept * self.width);
+        Ok(())
+    }
+
     fn step(&mut self) -> Result<(), String> {
         let started = Instant::now();
-        let chunks = self.spans.plan(step_limits(self.speeds, self.batch_max, self.prefill_max));
+        let limits = step_limits(self.speeds, self.batch_max, self.prefill_max);
+        let chunks = self.spans.plan(limits, guesses_at_once(self.speeds.decode));
         if chunks.is_empty() {
             return Ok(());
         }
@@ -425,14 +435,17 @@ impl Server<'_> {
         let Some(draft) = &mut self.draft else { return Ok(false) };
         let slots = self.heads.len();
         for slot in (self.next_slot..self.next_slot + slots).map(|slot| slot % slots) {
-            let Some(head) = self.heads[slot].as_ref().filter(|head| head.drafting.wants_model()) else { continue };
+            let Some(head) = &self.heads[slot] else { continue };
+            let Some(drafting) = head.drafting.as_ref().filter(|drafting| drafting.wants_model()) else { continue };
             if self.spans.is_crowded(head.answer.id) {
                 continue;
             }
-            let of_model = matches!(head.drafts_from, Source::Model);
-            let in_flight = if of_model { head.drafts.as_slice() } else { &[] };
+            let mut text = head.text();
+            if drafting.last_source() == Source::Text {
+                text.in_flight = &[];
+            }
             // The token that is drawn behind guesses that all come true, and as many guesses again.
-            if draft.advance(slot, head.text(in_flight), in_flight.len() + 1)? {
+            if draft.advance(slot, text, text.in_flight.len() + 1)? {
                 self.next_slot = slot + 1;
                 return Ok(true);
             }
@@ -450,7 +463,8 @@ impl Server<'_> {
             for (part, rows) in mine.chunks(rows_max * self.width).enumerate() {
                 let bytes: Vec<u8> = rows.iter().flat_map(|number| number.to_le_bytes()).collect();
                 let from = (chunk.from + part * rows_max) as u32;
-                self.events.push(JobEvent { id, progress: Progress::Rows { from, rows: Bytes::from(bytes) } });
+                let lap = self.spans.lap(chunk.slot);
+                self.events.push(JobEvent { id, progress: Progress::Rows { lap, from, rows: Bytes::from(bytes) } });
             }
         }
         Ok(())
@@ -469,16 +483,17 @@ impl Server<'_> {
             let first_output = end - span.outputs;
             let drawn = head.draw(&mut self.context, first_output, span.outputs, &mut self.scratch)?;
             if !drawn.tokens.is_empty() {
-                let from = (head.tokens.len() - 1) as u32;
-                let feed = if drawn.end.is_some() {
-                    Vec::new()
-                } else {
-                    let guesses_max =
-                        if self.spans.is_crowded(id) { 0 } else { DRAFTS_MAX.min(rows_max(self.width) - 1) };
-                    head.next_feed(guesses_max, span.slot, self.draft.as_mut())?
+                let pricing = self.pricing(id);
+                let feed = match drawn.end {
+                    Some(_) => Next { lap: head.lap, from: head.known as u32 - 1, ..Next::default() },
+                    None => head.next(&drawn, &pricing, span.slot, self.draft.as_mut())?,
                 };
-                let by_model = matches!(head.drafts_from, Source::Model) && feed.len() > 1;
-                self.emit(id, Progress::Drawn { tokens: drawn.tokens, from, feed, by_model });
+                self.emit(id, Progress::Drawn { tokens: drawn.tokens, feed });
+            }
+            if drawn.begins
+                && let Some(fed) = self.spans.begin_lap(span.slot, head.lap, head.known - 1)
+            {
+                self.cut(fed)?;
             }
             match drawn.end {
                 Some(Ok(finish)) => {
@@ -489,31 +504,63 @@ impl Server<'_> {
                     self.emit(id, Progress::Invalid(why));
                     self.close(id);
                 }
-                None => {
-                    // What was drafted and did not come true leaves the cache with the next feed.
-                    self.heads[span.slot] = Some(head);
-                }
+                None => self.heads[span.slot] = Some(head),
             }
         }
         Ok(())
     }
 }
 
-/// Rows of one frame. A token and its guesses are never parted: a row that comes after the token of its place was drawn
-/// otherwise would be taken for that token's.
+/// Rows of one frame.
 fn rows_max(width: usize) -> usize {
     (ROWS_BYTES_MAX / (width * size_of::<f32>())).max(1)
 }
 
 struct Drawn {
-    tokens: Vec<opengrid_protocol::session::TokenOut>,
+    tokens: Vec<TokenOut>,
+    /// So many of them were guessed.
+    came_true: usize,
+    /// The last one was not: a lap begins with it. Another guess stood in its place.
+    begins: bool,
+    missed: bool,
     end: Option<Result<Finish, String>>,
+}
+
+/// What guessing goes by beside the session itself.
+struct Pricing {
+    guesses_max: usize,
+    sessions: usize,
+    /// Of this stage: seconds of a row alone and of one among many, and so many times as long all stages take.
+    row_s: f64,
+    prefill_row_s: f64,
+    stages: f64,
+}
+
+impl Pricing {
+    /// What a lap and a row will take, by how long the prompt took. It came through all stages, and over all links.
+    fn expected(&self, prompt: usize, took: f64) -> Drafting {
+        let computing = prompt as f64 * self.prefill_row_s * self.stages;
+        Drafting::new((took - computing).max(self.row_s * self.stages), self.row_s, self.stages)
+    }
+}
+
+impl Server<'_> {
+    fn pricing(&self, id: u64) -> Pricing {
+        let fit = (GUESSES_BYTES_MAX / (self.width * size_of::<f32>())).clamp(1, GUESSES_MAX);
+        Pricing {
+            guesses_max: if self.spans.is_crowded(id) { 0 } else { fit },
+            sessions: self.spans.open_count(),
+            row_s: 1.0 / f64::from(self.speeds.decode),
+            prefill_row_s: 1.0 / f64::from(self.speeds.prefill),
+            stages: self.spans.stages(),
+        }
+    }
 }
 
 impl Head {
     /// How many of the chunk's last rows tell what is not known yet.
     fn outputs(&self, chunk: &Chunk) -> usize {
-        (chunk.from + chunk.rows).saturating_sub(self.tokens.len() - 1).min(chunk.rows)
+        (chunk.from + chunk.rows).saturating_sub(self.known - 1).min(chunk.rows)
     }
 
     /// Draws from the logits of `outputs` rows, as long as each token drawn is the one whose row comes next.
@@ -524,60 +571,81 @@ impl Head {
         outputs: usize,
         scratch: &mut Vec<f32>,
     ) -> Result<Drawn, String> {
-        let mut drawn = Drawn { tokens: Vec::new(), end: None };
-        let drafts = std::mem::take(&mut self.drafts);
-        let mut came_true = 0;
+        let mut drawn = Drawn { tokens: Vec::new(), came_true: 0, begins: false, missed: false, end: None };
         for at in 0..outputs {
             let logits = context.logits(first + at).ok_or("llama.cpp gave no logits")?;
-            let (token, end) = match self.answer.draw(logits, scratch) {
-                Err(why) => (None, Some(Err(why))),
-                Ok(Draw::End(finish)) => (None, Some(Ok(finish))),
+            match self.answer.draw(logits, scratch) {
+                Err(why) => drawn.end = Some(Err(why)),
+                Ok(Draw::End(finish)) => drawn.end = Some(Ok(finish)),
                 Ok(Draw::Token(token, complete)) => {
-                    let full = self.tokens.len() + 1 >= self.tokens_max;
-                    (Some(token), complete.or(full.then_some(Finish::Length)).map(Ok))
+                    self.take(token, &mut drawn);
+                    let full = self.known >= self.tokens_max;
+                    drawn.end = complete.or(full.then_some(Finish::Length)).map(Ok);
                 }
-            };
-            let is_guessed = token.as_ref().is_some_and(|token| drafts.get(at) == Some(&token.token));
-            if let Some(token) = token {
-                self.tokens.push(token.token);
-                self.usage.generated_tokens += 1;
-                drawn.tokens.push(token);
             }
-            drawn.end = end;
-            came_true += usize::from(is_guessed);
-            if drawn.end.is_some() || !is_guessed {
+            if drawn.end.is_some() || drawn.begins {
                 break;
             }
-        }
-        let now = Instant::now();
-        if let Some(before) = self.drawn.replace(now) {
-            self.drafting.record(drafts.len(), came_true, now.duration_since(before).as_secs_f32());
         }
         Ok(drawn)
     }
 
-    /// The last token, whose row is computed next, and guesses at what follows it.
-    fn next_feed(
-        &mut self,
-        guesses_max: usize,
-        slot: usize,
-        draft: Option<&mut DraftModel<'_>>,
-    ) -> Result<Vec<Token>, String> {
-        let room = self.tokens_max.saturating_sub(self.tokens.len() + 1).min(guesses_max);
-        let mut draft = draft.filter(|_| self.drafting.wants_model());
-        let by_model = draft.as_mut().map_or(0, |draft| draft.at_hand(slot, self.text(&[])).min(room));
-        let found = drafts::look_up(&self.tokens, room);
-        let (source, guesses) = self.drafting.choose(found, by_model);
-        let drafts = match (source, draft) {
-            (Source::Model, Some(draft)) => draft.guesses(slot, self.text(&[]), guesses)?,
-            _ => &found.tokens[..guesses],
-        };
-        self.drafts = drafts.to_vec();
-        self.drafts_from = source;
-        Ok(self.tokens.last().into_iter().chain(&self.drafts).copied().collect())
+    fn take(&mut self, token: TokenOut, drawn: &mut Drawn) {
+        let guess = self.text.get(self.known);
+        if guess == Some(&token.token) {
+            drawn.came_true += 1;
+        } else {
+            (drawn.begins, drawn.missed) = (true, guess.is_some());
+            self.text.truncate(self.known);
+            self.text.push(token.token);
+            self.lap += 1;
+        }
+        self.known += 1;
+        self.usage.generated_tokens += 1;
+        drawn.tokens.push(token);
     }
 
-    fn text<'t>(&'t self, in_flight: &'t [Token]) -> Text<'t> {
-        Text { tokens: &self.tokens, in_flight, answer: &self.answer }
+    /// What the first stage computes next: the last token where a lap begins with it, and guesses at what follows.
+    fn next(
+        &mut self,
+        drawn: &Drawn,
+        pricing: &Pricing,
+        slot: usize,
+        draft: Option<&mut DraftModel<'_>>,
+    ) -> Result<Next, String> {
+        let now = self.now();
+        let mut drafting = self.drafting.take().unwrap_or_else(|| pricing.expected(self.known - 1, now));
+        drafting.judged(drawn.came_true, drawn.missed, now);
+        let mut from = self.text.len();
+        if drawn.begins {
+            from -= 1;
+            drafting.begin(now);
+        }
+        // No row is computed of what fills the answer.
+        let room = self.tokens_max.saturating_sub(self.text.len() + 1);
+        let room = room.min(pricing.guesses_max.saturating_sub(self.text.len() - self.known));
+        let mut draft = draft.filter(|_| drafting.may_ask_model());
+        let at_hand = draft.as_mut().map_or(0, |draft| draft.at_hand(slot, self.text()).min(room));
+        let found = drafts::look_up(&self.text, room);
+        let (source, most) = drafting.choose(found, at_hand, pricing.sessions);
+        let guesses = match (source, draft) {
+            (Source::Model, Some(draft)) => draft.guesses(slot, self.text(), most)?.to_vec(),
+            _ => found.tokens[..most].to_vec(),
+        };
+        drafting.left(guesses.len(), self.now());
+        self.drafting = Some(drafting);
+        let by_model = source == Source::Model && !guesses.is_empty();
+        self.text.extend(guesses);
+        Ok(Next { lap: self.lap, from: from as u32, tokens: self.text[from..].to_vec(), by_model })
+    }
+
+    fn now(&self) -> f64 {
+        self.opened.elapsed().as_secs_f64()
+    }
+
+    /// With the guesses under way.
+    fn text(&self) -> Text<'_> {
+        let (tokens, in_flight) = self.text.split_at(self.known);
+        Text { tokens, in_flight, answer: &self.answer }
     }
 }

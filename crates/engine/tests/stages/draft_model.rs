@@ -1,6 +1,8 @@
 //! A draft model beside the last stage changes no token: one that guesses right (the served model itself) spares laps, one
 //! that is of no use turns itself off.
 
+use std::collections::VecDeque;
+
 use opengrid_models::test_support::TinyModel;
 
 use super::*;
@@ -28,6 +30,9 @@ struct Run {
     tokens: Vec<TokenOut>,
     finish: Finish,
     laps: Vec<(usize, usize)>,
+    /// Fed next, had it gone on.
+    next: Next,
+    under_way: VecDeque<(Token, bool)>,
 }
 
 impl Run {
@@ -35,42 +40,47 @@ impl Run {
         let (guesses, came_true) = self.laps.iter().fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
         f64::from(u32::try_from(came_true).unwrap()) / guesses as f64
     }
+
+    fn drew(&mut self, tokens: Vec<TokenOut>, next: Next) {
+        for token in &tokens {
+            // In front lies the last token.
+            self.under_way.pop_front();
+            if let Some((guess, true)) = self.under_way.front()
+                && let Some((guesses, came_true)) = self.laps.last_mut()
+            {
+                *guesses += 1;
+                *came_true += usize::from(*guess == token.token);
+            }
+        }
+        if next.lap as usize != self.laps.len() {
+            self.under_way.clear();
+            self.laps.push((0, 0));
+        }
+        self.under_way.extend(next.tokens.iter().map(|token| (*token, next.by_model)));
+        self.tokens.extend(tokens);
+        self.next = next;
+    }
 }
 
 async fn guessed(pipeline: &Pipeline, request: &GenerateRequest, delay: Duration) -> Run {
     let mut sessions = pipeline.open(request);
-    go_on(&mut sessions, request.tokens.clone(), delay, usize::MAX, &mut Vec::new()).await
+    let mut relay = Relay::new(&mut sessions, delay);
+    go_on(&mut relay, prompt_of(request.tokens.clone()), usize::MAX).await
 }
 
-/// At most so many laps.
-async fn go_on(
-    sessions: &mut [StageSession],
-    prompt: Vec<Token>,
-    delay: Duration,
-    laps_max: usize,
-    sent: &mut Vec<u8>,
-) -> Run {
-    let (mut from, mut feed, mut under_way) = (0, prompt, 0);
-    let mut run = Run { tokens: Vec::new(), finish: Finish::Length, laps: Vec::new() };
-    for _ in 0..laps_max {
-        tokio::time::sleep(delay).await;
-        match kept_lap(sessions, from, feed, sent).await {
-            StageEvent::Drawn { tokens, from: next_from, feed: next_feed, by_model } => {
-                run.laps.push((under_way, if under_way > 0 { tokens.len() - 1 } else { 0 }));
-                run.tokens.extend(tokens);
-                under_way = if by_model { next_feed.len() - 1 } else { 0 };
-                (from, feed) = (next_from, next_feed);
-            }
+/// Until so many tokens came, at most.
+async fn go_on(relay: &mut Relay<'_>, next: Next, tokens_max: usize) -> Run {
+    let (tokens, finish) = (Vec::new(), Finish::Length);
+    let mut run = Run { tokens, finish, laps: Vec::new(), next, under_way: VecDeque::new() };
+    while run.tokens.len() < tokens_max {
+        relay.feed(std::mem::take(&mut run.next));
+        match relay.drawn().await {
+            StageEvent::Drawn { tokens, feed } => run.drew(tokens, feed),
             StageEvent::Finished(finish, _) => {
                 run.finish = finish;
                 break;
             }
             other => panic!("{other:?}"),
-        }
-        if feed.is_empty() {
-            let StageEvent::Finished(finish, _) = next(&mut sessions[1]).await else { panic!("the end") };
-            run.finish = finish;
-            break;
         }
     }
     run
@@ -168,8 +178,11 @@ async fn a_fresh_last_stage_goes_on_with_guesses_and_the_same_tokens() {
     let expected = answer(&*whole, request.clone()).await;
     whole.shutdown().await;
     let pipeline = drafted_pipeline(&[15], 1_024, draft(model())).await;
-    let (mut sessions, mut sent) = (pipeline.open(&request), Vec::new());
-    let before = go_on(&mut sessions, prompt.clone(), LAP, 8, &mut sent).await;
+    let mut sessions = pipeline.open(&request);
+    let mut relay = Relay::new(&mut sessions, LAP);
+    let before = go_on(&mut relay, prompt_of(prompt.clone()), 30).await;
+    assert!(before.tokens.len() < 100, "enough is left: {}", before.tokens.len());
+    let mut sent = relay.sent;
     kill(pipeline.stages[1].child_pid().unwrap());
     while !matches!(next(&mut sessions[1]).await, StageEvent::Failed(EngineError::Died)) {}
     // The last token's row is computed again, as a rewired chain does it.
@@ -179,22 +192,14 @@ async fn a_fresh_last_stage_goes_on_with_guesses_and_the_same_tokens() {
     let resumed = GenerateRequest { tokens: tokens.clone(), ..request };
     sessions[1] = reopen_with(&pipeline.stages[1], Some(resumed)).await;
     sent.truncate(last * ROW_BYTES);
-    sessions[1].feed(0, Input::Rows(sent.clone().into())).unwrap();
-    let mut answered = before.tokens;
-    let (mut from, mut feed, mut guesses) = (last as u32, vec![tokens[last]], 0);
-    while !feed.is_empty() {
-        tokio::time::sleep(LAP).await;
-        let StageEvent::Drawn { tokens, from: next_from, feed: next_feed, by_model } =
-            kept_lap(&mut sessions, from, feed, &mut sent).await
-        else {
-            panic!("tokens")
-        };
-        answered.extend(tokens);
-        guesses += usize::from(by_model);
-        (from, feed) = (next_from, next_feed);
-    }
+    sessions[1].feed(Lap { epoch: 2, number: 0 }, 0, Input::Rows(sent.into())).unwrap();
+    let mut relay = Relay::new(&mut sessions, LAP);
+    relay.epoch = 2;
+    let resume = Next { from: last as u32, ..prompt_of(vec![tokens[last]]) };
+    let after = go_on(&mut relay, resume, usize::MAX).await;
+    let answered: Vec<TokenOut> = before.tokens.iter().chain(&after.tokens).cloned().collect();
     assert_eq!(answered, expected.tokens);
-    assert!(guesses > 0, "the new child has its draft model, too");
+    assert!(after.laps.iter().any(|(guesses, _)| *guesses > 0), "the new child has its draft model, too");
     assert!(pipeline.stages[1].capabilities().description.ends_with(", draft model a model"));
     pipeline.shutdown().await;
 }

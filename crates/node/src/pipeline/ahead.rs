@@ -69,6 +69,7 @@ impl Ahead {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use opengrid_engine::Lap;
     use opengrid_protocol::{
         NodeId,
         pipeline::{PartId, Route},
@@ -86,7 +87,7 @@ mod tests {
     fn flow(rows: usize, ring_bytes: usize) -> Flow {
         let route = Route { epoch: 1, previous: NodeId([1; 32]), next: hop(2) };
         let mut flow = Flow::new(Kind::Middle, route, 100_000, ROW, ring_bytes);
-        flow.made(0, &vec![0; rows * ROW]);
+        flow.made(Lap::default(), 0, &vec![0; rows * ROW]);
         flow
     }
 

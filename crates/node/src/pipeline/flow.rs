@@ -1,21 +1,21 @@
 //! What a part of a session does with what it is told: which input it takes, what it sends and when, and how far it is.
 //! Pure: the shell around it is [`part`](super::part).
 
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 
 use bytes::Bytes;
+use opengrid_engine::{Lap, Next};
 use opengrid_protocol::{
     NodeId,
-    limits::ROWS_BYTES_MAX,
+    limits::{GUESSES_MAX, ROWS_BYTES_MAX},
     pipeline::{Carried, PartState, Route, ToStage},
-    session::Token,
+    session::{Token, TokenOut},
 };
 
 use super::ring::Ring;
 
-/// Rows of a token and its guesses: they are never sent in two pieces, so that the next lap begins behind the start of
-/// the last piece.
-const LAP_ROWS_MAX: usize = 17;
+/// Tokens in one message to the first stage.
+const TOKENS_MAX: usize = 16;
 
 /// Where in the chain a part stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +32,11 @@ pub enum Kind {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
     Feed {
+        lap: Lap,
         from: u32,
         carried: Carried,
     },
-    /// Of another epoch: dropped.
+    /// Of another epoch, or guesses behind one that missed: dropped.
     Stale,
     /// It continues what the gateway has not fed yet: to be tried again after the next order.
     Early(ToStage),
@@ -45,46 +46,67 @@ pub enum Taken {
     Bad(&'static str),
 }
 
+/// What became of the guesses at drawn tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    pub right: usize,
+    /// Those of a draft model among them.
+    pub right_of_model: usize,
+    pub missed: bool,
+    /// A token for which nothing was guessed.
+    pub without: bool,
+}
+
 #[derive(Debug)]
 pub struct Flow {
     kind: Kind,
     route: Route,
     /// Started in this epoch.
     running: bool,
-    /// It was told to start and to keep so much, and sends, but takes nothing until the engine has given what was fed before:
-    /// that would be mistaken for what comes anew.
-    starting: Option<u32>,
     positions_max: u32,
+    /// The latest that was taken in this epoch; at the last stage the one that it draws in.
+    lap: u32,
     /// Positions `0..fed` went into the engine.
     fed: u32,
-    /// Where the last piece of input began.
-    last_from: Option<u32>,
-    /// Positions `0..made` came out of it.
+    /// Positions `0..kept` were kept at the start of the epoch, and are never taken back.
+    kept: u32,
+    /// Rows of tokens that the gateway fed end here.
+    known: u32,
+    /// Positions `0..made` came out of the engine.
     made: u32,
+    /// What comes out of the engine of laps before these holds below these positions. Both rise.
+    cuts: VecDeque<(Lap, u32)>,
     /// The part behind has what lies before; nothing below is sent in this epoch.
     floor: u32,
     sent: u32,
     ring: Ring,
-    /// At the last stage: what it wants fed next.
-    drawn: Option<(u32, Vec<Token>)>,
+    /// At the last stage, once it drew: its last token and the guesses that follow it under way; whether they are a draft
+    /// model's.
+    ahead: VecDeque<(Token, bool)>,
+    /// At the last stage: tokens of the prompt and the answer.
+    tokens: u32,
 }
 
 impl Flow {
     /// `row_bytes` of what goes out; `ring_bytes` are kept at most.
     pub fn new(kind: Kind, route: Route, positions_max: u32, row_bytes: usize, ring_bytes: usize) -> Self {
+        let tokens = if let Kind::Last { tokens } = kind { tokens } else { u32::MAX };
         Self {
             kind,
             route,
             running: false,
-            starting: None,
             positions_max,
+            lap: 0,
             fed: 0,
-            last_from: None,
+            kept: 0,
+            known: 0,
             made: 0,
+            cuts: VecDeque::new(),
             floor: 0,
             sent: 0,
             ring: Ring::new(row_bytes, ring_bytes),
-            drawn: None,
+            ahead: VecDeque::new(),
+            tokens,
         }
     }
 
@@ -95,26 +117,15 @@ impl Flow {
     /// Takes and sends nothing more in this epoch.
     pub fn stop(&mut self) {
         self.running = false;
-        self.starting = None;
     }
 
-    /// Whether it was told to start and waits for the engine.
-    pub fn is_starting(&self) -> bool {
-        self.starting.is_some()
-    }
-
-    /// Whether input of other parts is taken now.
-    pub fn takes(&self) -> bool {
+    /// Whether it was started: input of other parts is taken, and what was made may leave.
+    pub fn runs(&self) -> bool {
         self.running
     }
 
-    /// Whether what was made may leave.
-    pub fn sends(&self) -> bool {
-        self.running || self.starting.is_some()
-    }
-
-    /// The part begins with rows of positions `0..count`, which go into the engine now; how many of those that are there.
-    /// The last stage would draw from all rows that it knows, before it is started.
+    /// The part begins with rows of positions `0..count`, which go into the engine now, in no epoch yet; how many of those
+    /// that are there. The last stage would draw from all rows that it knows, before it is started.
     pub fn begin_with(&mut self, count: u32) -> u32 {
         let fits = match self.kind {
             Kind::First => 0,
@@ -155,36 +166,31 @@ impl Flow {
         if newer {
             self.route = route;
             self.running = false;
-            self.starting = None;
         }
         newer
     }
 
     /// Nothing that the engine still computes will change the part's state: what the last stage has whole, it draws from.
     pub fn settled(&self) -> bool {
-        match self.kind {
-            Kind::Last { .. } => self.fed < self.expected_end(),
-            _ => true,
-        }
-    }
-
-    /// At the last stage: once positions `0..` this are fed, it draws.
-    fn expected_end(&self) -> u32 {
-        match (&self.drawn, self.kind) {
-            (Some((from, _)), _) => from + 1,
-            (None, Kind::Last { tokens }) => tokens,
-            (None, _) => u32::MAX,
-        }
+        self.fed < self.tokens
     }
 
     pub fn state(&self) -> PartState {
         let kept_from = self.ring.kept().start;
-        PartState { have: self.have(), kept_from, sent: self.sent.max(self.floor), drew: self.drawn.is_some() }
+        PartState { have: self.have(), kept_from, sent: self.sent.max(self.floor), drew: self.drew_any() }
+    }
+
+    fn is_last(&self) -> bool {
+        matches!(self.kind, Kind::Last { .. })
+    }
+
+    fn drew_any(&self) -> bool {
+        !self.ahead.is_empty()
     }
 
     /// Nothing was fed to it, and it was not started.
     pub fn is_fresh(&self) -> bool {
-        self.fed == 0 && !self.sends()
+        self.fed == 0 && !self.running
     }
 
     /// Of how many positions it may get cells: the last stage needs the row of the last token.
@@ -203,52 +209,55 @@ impl Flow {
 
     /// Positions `0..have` were fed to it, and are true at the last stage.
     pub fn have(&self) -> u32 {
-        self.drawn.as_ref().map_or(self.fed, |(from, _)| self.fed.min(*from))
+        if self.drew_any() { self.fed.min(self.tokens - 1) } else { self.fed }
     }
 
     /// Takes an order to start. False where it makes no sense.
     pub fn start(&mut self, keep: u32, send_from: u32) -> bool {
-        let sound = !self.running && self.starting.is_none() && keep <= self.have();
+        let sound = !self.running && keep <= self.have();
         if sound {
-            self.starting = Some(keep);
-            self.ring.truncate(keep);
+            self.running = true;
+            self.kept = keep;
+            self.known = keep;
             self.floor = send_from;
             self.sent = send_from;
-            self.try_start();
+            if !self.is_last() {
+                self.lap = 0;
+            }
+            self.cut(Lap { epoch: self.route.epoch, number: 0 }, keep);
+            if self.is_last() {
+                self.sent = self.ahead_end();
+            }
         }
         sound
     }
 
-    fn try_start(&mut self) {
-        let Some(keep) = self.starting else { return };
-        let is_last = matches!(self.kind, Kind::Last { .. });
-        if !is_last && keep < self.fed && self.made < self.fed {
-            return;
+    /// What lies from `from` on comes anew, in this lap.
+    fn cut(&mut self, lap: Lap, from: u32) {
+        self.fed = self.fed.min(from);
+        self.made = self.made.min(from);
+        self.sent = self.sent.min(from).max(self.floor);
+        self.known = self.known.min(from);
+        self.ring.truncate(from);
+        while self.cuts.back().is_some_and(|(_, other)| *other >= from) {
+            self.cuts.pop_back();
         }
-        self.starting = None;
-        self.running = true;
-        self.fed = keep;
-        self.last_from = None;
-        self.made = self.made.min(keep);
+        self.cuts.push_back((lap, from));
     }
 
     /// Tokens from the gateway to the first stage.
-    pub fn feed(&mut self, from: u32, count: usize) -> bool {
-        let sound = self.kind == Kind::First && self.running && from == self.fed && self.fits(from, count);
-        if sound {
-            self.fed_now(from, count);
-        }
-        sound
+    pub fn feed(&mut self, from: u32, count: usize) -> Option<Lap> {
+        let sound =
+            self.kind == Kind::First && self.running && self.lap == 0 && from == self.fed && self.fits(from, count);
+        sound.then(|| {
+            self.fed = from + count as u32;
+            self.known = self.fed;
+            Lap { epoch: self.route.epoch, number: 0 }
+        })
     }
 
     fn fits(&self, from: u32, count: usize) -> bool {
-        from as usize + count <= self.positions_max as usize + LAP_ROWS_MAX
-    }
-
-    fn fed_now(&mut self, from: u32, count: usize) {
-        self.last_from = Some(from);
-        self.fed = from + count as u32;
-        self.made = self.made.min(from);
+        from as usize + count <= self.positions_max as usize
     }
 
     /// A message of `sender`, when the part runs. `in_row_bytes` is the length of a row that comes in.
@@ -259,9 +268,9 @@ impl Flow {
         if sender != self.route.previous {
             return Taken::Foreign;
         }
-        let from = message.from;
+        let (number, from) = (message.lap, message.from);
         let count = match (&message.carried, self.kind) {
-            (Carried::Tokens(tokens), Kind::First) if tokens.len() <= LAP_ROWS_MAX => tokens.len(),
+            (Carried::Tokens(tokens), Kind::First) if tokens.len() <= TOKENS_MAX && number > 0 => tokens.len(),
             (Carried::Rows(rows), Kind::Middle | Kind::Last { .. }) if rows.len().is_multiple_of(in_row_bytes) => {
                 rows.len() / in_row_bytes
             }
@@ -272,18 +281,40 @@ impl Flow {
         if count == 0 || !self.fits(from, count) {
             return Taken::Bad("no rows, or beyond the session's end");
         }
+        // On their way when the last stage drew something else.
+        if self.is_last() && number < self.lap {
+            return Taken::Stale;
+        }
         if self.kind == Kind::First && from > self.fed {
             return Taken::Early(message);
         }
-        let in_order = match self.kind {
-            Kind::Last { .. } => from == self.have() && from + count as u32 <= self.lap_end(),
-            _ => from <= self.fed && self.last_from.is_none_or(|last| from > last) && from >= self.floor_of_input(),
+        let lap = Lap { epoch: message.epoch, number };
+        let in_order = match number.cmp(&self.lap) {
+            std::cmp::Ordering::Less => false,
+            std::cmp::Ordering::Equal => from == self.fed,
+            std::cmp::Ordering::Greater => !self.is_last() && (self.kept..=self.fed).contains(&from),
         };
-        if !in_order {
-            return Taken::Bad("out of order");
+        if !in_order || from + count as u32 > self.end_of_input(lap, from) {
+            return Taken::Bad("out of order, or more guesses than a session may have");
         }
-        self.fed_now(from, count);
-        Taken::Feed { from, carried: message.carried }
+        if number > self.lap {
+            self.lap = number;
+            self.cut(lap, from);
+        }
+        self.fed = from + count as u32;
+        if number == 0 {
+            self.known = self.fed;
+        }
+        Taken::Feed { lap, from, carried: message.carried }
+    }
+
+    /// Where input ends at most. Nothing comes to the last stage beyond what it asked for; what is not out of the engine of
+    /// another one is not judged, and so not followed by more guesses than there may be.
+    fn end_of_input(&self, lap: Lap, from: u32) -> u32 {
+        if self.is_last() {
+            return self.ahead_end();
+        }
+        if lap.is_known() { u32::MAX } else { self.made.max(self.known).min(from) + 1 + GUESSES_MAX as u32 }
     }
 
     /// What was taken from `from` on cannot be used after all.
@@ -291,70 +322,97 @@ impl Flow {
         self.fed = self.fed.min(from);
     }
 
-    /// At the last stage nothing comes beyond what it asked for.
-    fn lap_end(&self) -> u32 {
-        match (&self.drawn, self.kind) {
-            (Some((from, tokens)), _) => from + tokens.len() as u32,
-            (None, Kind::Last { tokens }) => tokens,
-            (None, _) => u32::MAX,
-        }
-    }
-
-    /// What was kept at the start of the epoch is true and never taken back.
-    fn floor_of_input(&self) -> u32 {
-        if self.last_from.is_none() { self.fed } else { 0 }
+    /// Behind the last guess under way.
+    fn ahead_end(&self) -> u32 {
+        if self.drew_any() { self.tokens - 1 + self.ahead.len() as u32 } else { self.tokens }
     }
 
     /// Rows came out of the engine.
-    pub fn made(&mut self, from: u32, rows: &[u8]) {
+    pub fn made(&mut self, lap: Lap, from: u32, rows: &[u8]) {
+        while self.cuts.front().is_some_and(|(later, _)| *later <= lap) {
+            self.cuts.pop_front();
+        }
+        // What a later lap took back is not kept.
+        let holds_until = self.cuts.front().map_or(u32::MAX, |(_, from)| *from);
         let count = (rows.len() / self.ring.row_bytes()) as u32;
-        // What comes anew after the start is not kept now.
-        let keep = self.starting.unwrap_or(u32::MAX);
-        let kept = count.min(keep.saturating_sub(from)) as usize * self.ring.row_bytes();
+        let kept = count.min(holds_until.saturating_sub(from));
         if kept > 0 {
-            self.ring.push(from, &rows[..kept]);
+            self.ring.push(from, &rows[..kept as usize * self.ring.row_bytes()]);
+            self.made = from + kept;
         }
-        self.made = from + count;
-        if from < self.sent {
-            self.sent = from.max(self.floor);
+    }
+
+    /// The last stage drew `tokens`, and wants `next` fed.
+    pub fn drew(&mut self, tokens: &[TokenOut], next: Next) -> Judged {
+        let mut judged = Judged::default();
+        for token in tokens {
+            // In front lies the last token, its guess behind it.
+            self.ahead.pop_front();
+            match self.ahead.front() {
+                Some((guess, of_model)) if *guess == token.token => {
+                    judged.right += 1;
+                    judged.right_of_model += usize::from(*of_model);
+                }
+                Some(_) => judged.missed = true,
+                None => judged.without = true,
+            }
+            self.tokens += 1;
         }
-        self.try_start();
+        if next.lap != self.lap {
+            self.lap = next.lap;
+            self.ahead.clear();
+            // What lies behind was a guess that did not come true.
+            self.fed = self.fed.min(next.from);
+            self.sent = self.sent.min(next.from);
+        }
+        self.ahead.extend(next.tokens.into_iter().map(|token| (token, next.by_model)));
+        self.sent = self.sent.max(self.tokens - 1);
+        judged
     }
 
-    /// The last stage drew, and wants `tokens` fed from `from` on.
-    pub fn drew(&mut self, from: u32, tokens: Vec<Token>) {
-        self.drawn = Some((from, tokens));
-        // What lies behind was a guess that did not come true.
-        self.fed = self.fed.min(from);
+    /// The last stage is to send once more what is under way. False where it has drawn nothing.
+    pub fn again(&mut self) -> bool {
+        self.sent = self.tokens - 1;
+        self.drew_any()
     }
 
-    /// What the last stage wants fed next.
-    pub fn wanted(&self) -> Option<(u32, Vec<Token>)> {
-        self.drawn.clone()
-    }
-
-    /// Whether [`Flow::next_rows`] has something.
+    /// Whether [`Flow::next`] has something.
     pub fn has_next(&self) -> bool {
-        self.sends() && self.ring.kept().contains(&self.sent.max(self.floor))
+        let ready = if self.is_last() {
+            self.drew_any() && self.sent < self.ahead_end()
+        } else {
+            self.ring.kept().contains(&self.sent.max(self.floor))
+        };
+        self.running && ready
     }
 
-    /// Rows to send now; they count as sent.
-    pub fn next_rows(&mut self) -> Option<(u32, Bytes)> {
+    /// What to send now; it counts as sent.
+    pub fn next(&mut self) -> Option<ToStage> {
         if !self.has_next() {
             return None;
         }
-        let end = self.ring.kept().end;
+        let (part, epoch) = (self.route.next.part, self.route.epoch);
+        let (lap, from, carried) = if self.is_last() { self.next_tokens() } else { self.next_rows()? };
+        Some(ToStage { part, epoch, lap, from, carried })
+    }
+
+    fn next_tokens(&mut self) -> (u32, u32, Carried) {
+        let from = self.sent;
+        let at = (from + 1 - self.tokens) as usize;
+        let tokens: Vec<Token> = self.ahead.range(at..).take(TOKENS_MAX).map(|(token, _)| *token).collect();
+        self.sent = from + tokens.len() as u32;
+        (self.lap, from, Carried::Tokens(tokens))
+    }
+
+    fn next_rows(&mut self) -> Option<(u32, u32, Carried)> {
         let from = self.sent.max(self.floor);
-        let most = (ROWS_BYTES_MAX / self.ring.row_bytes()).max(1);
-        let waiting = (end - from) as usize;
-        let count = if waiting > most && waiting - most < LAP_ROWS_MAX {
-            most.saturating_sub(LAP_ROWS_MAX).max(1)
-        } else {
-            waiting.min(most)
-        };
-        let rows = self.ring.rows(from..from + count as u32)?;
-        self.sent = from + count as u32;
-        Some((from, rows))
+        let most = (ROWS_BYTES_MAX / self.ring.row_bytes()).max(1) as u32;
+        // Rows of known tokens go by themselves: their number is not bounded.
+        let (lap, end) = if from < self.known { (0, self.known) } else { (self.lap, u32::MAX) };
+        let end = end.min(self.ring.kept().end).min(from.saturating_add(most));
+        let rows = self.ring.rows(from..end)?;
+        self.sent = end;
+        Some((lap, from, Carried::Rows(rows)))
     }
 }
 

@@ -34,18 +34,34 @@ fn follows(tokens: &[Token]) -> Token {
     tokens.iter().fold(7_u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token)) % 97
 }
 
-/// A part and its engine: what was fed and not computed, and what was.
+/// A part and its engine: what was fed and not computed, what was computed and not heard of, and the cache.
 struct Station {
     flow: Flow,
-    waiting: VecDeque<(u32, Vec<Token>)>,
+    lap: Lap,
+    waiting: VecDeque<Token>,
+    events: VecDeque<(Lap, u32, Vec<u8>)>,
     cache: Vec<Token>,
     inbox: VecDeque<(NodeId, ToStage)>,
     early: Option<ToStage>,
-    feed: Option<ToStage>,
     ahead: Ahead,
     /// What a standby for this station keeps, and its id.
     standby: Vec<Token>,
     standby_id: u8,
+}
+
+impl Station {
+    /// As `Spans` does it.
+    fn feed(&mut self, lap: Lap, from: u32, tokens: Vec<Token>) {
+        if lap < self.lap {
+            return;
+        }
+        self.lap = lap;
+        let computed = self.cache.len();
+        assert!(from as usize <= computed + self.waiting.len(), "a gap");
+        self.waiting.truncate((from as usize).saturating_sub(computed));
+        self.cache.truncate(from as usize);
+        self.waiting.extend(tokens);
+    }
 }
 
 struct Chain {
@@ -53,8 +69,13 @@ struct Chain {
     epoch: u32,
     tokens: Vec<Token>,
     true_until: u32,
-    /// Guesses are right or wrong in turn.
-    laps: usize,
+    /// At the engine of the last stage: what was guessed behind `tokens`.
+    guesses: VecDeque<Token>,
+    lap: u32,
+    /// Guesses are right or wrong by the dice.
+    dice: u64,
+    guesses_max: usize,
+    rights: usize,
     /// Rows that all engines computed.
     computed: usize,
 }
@@ -62,7 +83,18 @@ struct Chain {
 impl Chain {
     fn new(count: usize, prompt: Vec<Token>) -> Self {
         let true_until = prompt.len() as u32;
-        let mut chain = Self { stations: Vec::new(), epoch: 1, tokens: prompt, true_until, laps: 0, computed: 0 };
+        let mut chain = Self {
+            stations: Vec::new(),
+            epoch: 1,
+            tokens: prompt,
+            true_until,
+            guesses: VecDeque::new(),
+            lap: 0,
+            dice: 1,
+            guesses_max: GUESSES_MAX,
+            rights: 0,
+            computed: 0,
+        };
         chain.stations = (0..count).map(|at| chain.station(at, count)).collect();
         chain.start();
         chain
@@ -77,11 +109,12 @@ impl Chain {
         let flow = Flow::new(kind, route(at, count, self.epoch), 10_000, ROW_BYTES, RING_BYTES);
         Station {
             flow,
+            lap: Lap::default(),
             waiting: VecDeque::new(),
+            events: VecDeque::new(),
             cache: Vec::new(),
             inbox: VecDeque::new(),
             early: None,
-            feed: None,
             ahead: Ahead::default(),
             standby: Vec::new(),
             standby_id: 0,
@@ -94,7 +127,7 @@ impl Chain {
         let mut station = self.station(at, self.stations.len());
         let begins = station.flow.begin_with(rows.len() as u32) as usize;
         if begins > 0 {
-            station.waiting.push_back((0, rows[..begins].to_vec()));
+            station.feed(Lap::default(), 0, rows[..begins].to_vec());
         }
         station.standby_id = self.stations[at].standby_id.wrapping_add(1);
         station
@@ -124,16 +157,25 @@ impl Chain {
             if lost.contains(&at) {
                 self.stations[at] = self.replacement(at);
                 self.new_sender(at, lost);
+                self.new_head(at);
             } else if leaves == Some(at) {
                 self.hand_over(at);
+                self.new_head(at);
                 self.new_sender(at, lost);
             } else {
                 assert!(self.stations[at].flow.rewire(route(at, count, self.epoch)));
-                (self.stations[at].early, self.stations[at].feed) = (None, None);
+                self.stations[at].early = None;
                 self.compute_until(at, Flow::settled);
             }
         }
         self.start();
+    }
+
+    /// A new engine of the last stage counts its laps anew, and has guessed nothing.
+    fn new_head(&mut self, at: usize) {
+        if at + 1 == self.stations.len() {
+            (self.lap, self.guesses) = (0, VecDeque::new());
+        }
     }
 
     /// What the station behind has of a sender that is gone is of no use: another sends from the first row on.
@@ -152,10 +194,8 @@ impl Chain {
         let old = &mut self.stations[at];
         old.flow.stop();
         let until = until.min(old.flow.have()).min(heir.flow.cells_max()) as usize;
-        // What waits takes the place of what was computed from there on.
-        let computed = old.waiting.iter().map(|(from, _)| *from as usize).min().unwrap_or(usize::MAX);
         let mut cells = std::mem::take(&mut old.cache);
-        cells.truncate(until.min(computed));
+        cells.truncate(until);
         assert!(heir.flow.is_fresh());
         if !cells.is_empty() {
             heir.flow.took_over(cells.len() as u32);
@@ -171,21 +211,16 @@ impl Chain {
         let drew = states.last().unwrap().drew;
         for (at, told) in recovery.parts.iter().enumerate() {
             assert!(self.stations[at].flow.start(told.keep, told.send_from));
-            while self.stations[at].flow.is_starting() {
-                self.compute(at);
-                self.send(at);
-            }
         }
         let end = self.tokens.len() as u32 - u32::from(drew);
         if recovery.feed_from < end {
             let fed = self.tokens[recovery.feed_from as usize..end as usize].to_vec();
             let first = &mut self.stations[0];
-            assert!(first.flow.feed(recovery.feed_from, fed.len()));
-            first.waiting.push_back((recovery.feed_from, fed));
+            let lap = first.flow.feed(recovery.feed_from, fed.len()).unwrap();
+            first.feed(lap, recovery.feed_from, fed);
         }
         if drew {
-            let (from, tokens) = self.stations.last().unwrap().flow.wanted().unwrap();
-            self.want(from, tokens);
+            assert!(self.stations.last_mut().unwrap().flow.again());
         }
     }
 
@@ -196,92 +231,95 @@ impl Chain {
         }
     }
 
-    fn want(&mut self, from: u32, tokens: Vec<Token>) {
-        let head = self.stations.last_mut().unwrap();
-        if head.flow.takes() {
-            let part = head.flow.route().next.part;
-            head.feed = Some(ToStage { part, epoch: self.epoch, from, carried: Carried::Tokens(tokens) });
-        }
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.dice >> 33) % sides
     }
 
-    /// The engine of a part computes one piece of what waits.
+    /// The engine of a part computes one step of what waits.
     fn compute(&mut self, at: usize) {
         let count = self.stations.len();
         let station = &mut self.stations[at];
-        if at + 1 < count && !station.flow.has_room() {
+        let rows = station.waiting.len().min(STEP_ROWS);
+        if rows == 0 {
             return;
         }
-        let Some((from, mut tokens)) = station.waiting.pop_front() else { return };
-        if tokens.len() > STEP_ROWS {
-            let rest = tokens.split_off(STEP_ROWS);
-            station.waiting.push_front((from + STEP_ROWS as u32, rest));
-        }
-        self.computed += tokens.len();
+        let from = station.cache.len() as u32;
+        let tokens: Vec<Token> = station.waiting.drain(..rows).collect();
+        station.cache.extend(&tokens);
+        self.computed += rows;
         if at + 1 < count {
-            let station = &mut self.stations[at];
-            station.cache.truncate(from as usize);
-            assert_eq!(station.cache.len(), from as usize, "a gap");
-            station.cache.extend(&tokens);
             let rows: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-            self.stations[at].flow.made(from, &rows);
+            station.events.push_back((station.lap, from, rows));
+        } else {
+            self.draw();
+        }
+    }
+
+    /// A part hears what its engine computed.
+    fn hear(&mut self, at: usize) {
+        let station = &mut self.stations[at];
+        if !station.flow.has_room() {
             return;
         }
-        let head = &mut self.stations[at];
-        head.cache.truncate(from as usize);
-        assert_eq!(head.cache.len(), from as usize, "a gap at the last stage");
-        head.cache.extend(tokens);
+        if let Some((lap, from, rows)) = station.events.pop_front() {
+            station.flow.made(lap, from, &rows);
+        }
+    }
+
+    /// Draws what can be drawn; the last part hears of it at once.
+    fn draw(&mut self) {
         let known = self.tokens.len();
-        if head.cache.len() < known {
+        let (mut drawn, mut begins) = (Vec::new(), false);
+        while !begins && self.stations.last().unwrap().cache.len() >= self.tokens.len() {
+            let cache = &self.stations.last().unwrap().cache;
+            assert_eq!(cache[..self.tokens.len()], self.tokens[..], "rows of other tokens than were drawn");
+            let token = follows(&self.tokens);
+            self.tokens.push(token);
+            drawn.push(TokenOut { token, logprob: None, top: Vec::new() });
+            begins = self.guesses.pop_front() != Some(token);
+        }
+        if drawn.is_empty() {
             return;
         }
-        assert_eq!(head.cache[..known], self.tokens[..], "rows of other tokens than were drawn");
-        // The last token's row is there: one token is drawn, and each guess that came true gives another.
-        let before = known as u32;
-        let mut length = known;
-        loop {
-            let next = follows(&self.tokens[..length]);
-            self.tokens.push(next);
-            length += 1;
-            if head.cache.get(length - 1) != Some(&next) {
-                break;
-            }
+        self.true_until = known as u32;
+        let end = self.tokens.len() as u32;
+        if begins {
+            self.lap += 1;
+            self.guesses.clear();
+            let epoch = self.stations.last().unwrap().lap.epoch;
+            let lap = Lap { epoch, number: self.lap };
+            self.stations.last_mut().unwrap().feed(lap, end - 1, Vec::new());
         }
-        self.true_until = before;
-        self.laps += 1;
-        let from = self.tokens.len() as u32 - 1;
-        let mut feed = vec![self.tokens[from as usize]];
-        // A guess that comes true, and one that does not, in some laps.
-        if self.laps.is_multiple_of(2) {
-            feed.push(follows(&self.tokens));
+        let from = end + self.guesses.len() as u32;
+        let mut all = self.tokens.clone();
+        all.extend(&self.guesses);
+        let more = (self.roll(40) as usize).min(self.guesses_max - self.guesses.len());
+        for _ in 0..more {
+            let guess = if self.roll(8) == 0 { 1_000 } else { follows(&all) };
+            all.push(guess);
+            self.guesses.push_back(guess);
         }
-        if self.laps.is_multiple_of(3) {
-            feed.push(1_000);
-        }
-        head.flow.drew(from, feed.clone());
-        self.want(from, feed);
+        let from = if begins { end - 1 } else { from };
+        let next = Next { lap: self.lap, from, tokens: all[from as usize..].to_vec(), by_model: false };
+        let judged = self.stations.last_mut().unwrap().flow.drew(&drawn, next);
+        self.rights += judged.right;
+        assert_eq!(judged.right + usize::from(begins), drawn.len());
+        assert_eq!(judged.missed || judged.without, begins);
     }
 
     /// A part sends what it may to the next one.
     fn send(&mut self, at: usize) {
-        let station = &mut self.stations[at];
-        if !station.flow.sends() {
-            return;
-        }
-        let (sender, epoch, part) = (node(at), station.flow.route().epoch, station.flow.route().next.part);
-        let message = station.feed.take().or_else(|| {
-            let (from, rows) = station.flow.next_rows()?;
-            Some(ToStage { part, epoch, from, carried: Carried::Rows(rows) })
-        });
-        if let Some(message) = message {
+        if let Some(message) = self.stations[at].flow.next() {
             let next = (at + 1) % self.stations.len();
-            self.stations[next].inbox.push_back((sender, message));
+            self.stations[next].inbox.push_back((node(at), message));
         }
     }
 
     /// A part takes a message.
     fn take(&mut self, at: usize) {
         let station = &mut self.stations[at];
-        if !station.flow.takes() {
+        if !station.flow.runs() {
             return;
         }
         let next = match station.early.take() {
@@ -290,10 +328,10 @@ impl Chain {
         };
         let Some((sender, message)) = next else { return };
         match station.flow.take(sender, message, ROW_BYTES) {
-            Taken::Feed { from, carried: Carried::Tokens(tokens) } => station.waiting.push_back((from, tokens)),
-            Taken::Feed { from, carried: Carried::Rows(rows) } => {
+            Taken::Feed { lap, from, carried: Carried::Tokens(tokens) } => station.feed(lap, from, tokens),
+            Taken::Feed { lap, from, carried: Carried::Rows(rows) } => {
                 let rows = rows.as_chunks::<ROW_BYTES>().0.iter().map(|row| u32::from_le_bytes(*row));
-                station.waiting.push_back((from, rows.collect()));
+                station.feed(lap, from, rows.collect());
             }
             Taken::Feed { carried: Carried::Cells(_), .. } => panic!("cells are no input"),
             Taken::Stale => {}
@@ -308,6 +346,7 @@ impl Chain {
             0 => self.compute(at),
             1 => self.send(at),
             2 => self.go_ahead(at),
+            3 => self.hear(at),
             _ => self.take(at),
         }
     }
@@ -319,7 +358,7 @@ impl Chain {
                 return;
             }
             for at in 0..self.stations.len() {
-                (0..4).for_each(|what| self.act(what, at));
+                (0..5).for_each(|what| self.act(what, at));
             }
         }
         let flows: Vec<&Flow> = self.stations.iter().map(|station| &station.flow).collect();
@@ -336,13 +375,14 @@ fn an_undisturbed_chain_draws_what_the_model_says() {
         expected.push(follows(&expected));
     }
     assert_eq!(chain.tokens, expected);
-    assert!(chain.laps < chain.tokens.len() - 3, "guesses came true");
+    assert!(chain.rights > 20, "{} guesses came true", chain.rights);
 }
 
 #[test]
 fn a_part_that_takes_over_lets_nobody_compute_anything_again() {
     for leaves in 0..3 {
         let mut chain = Chain::new(3, (0..80).collect());
+        chain.guesses_max = 2;
         chain.run_until(100);
         let (known, computed) = (chain.tokens.len(), chain.computed);
         chain.mend(&[], Some(leaves));
@@ -376,34 +416,80 @@ fn a_standby_that_came_in_computes_what_it_was_sent_before_it_is_told_anything()
     assert_eq!(first.begin_with(10), 0, "rows at a stage that takes tokens");
 }
 
+fn message(epoch: u32, lap: u32, from: u32, rows: usize) -> ToStage {
+    let carried = Carried::Rows(vec![0; rows * ROW_BYTES].into());
+    ToStage { part: PartId([1; 16]), epoch, lap, from, carried }
+}
+
+fn flow(kind: Kind, at: usize) -> Flow {
+    let mut flow = Flow::new(kind, route(at, 3, 1), 1_000, ROW_BYTES, RING_BYTES);
+    assert!(flow.start(0, 0));
+    flow
+}
+
+fn take(flow: &mut Flow, message: ToStage) -> Result<(u32, u32), Taken> {
+    let previous = flow.route().previous;
+    match flow.take(previous, message, ROW_BYTES) {
+        Taken::Feed { lap, from, .. } => Ok((lap.number, from)),
+        other => Err(other),
+    }
+}
+
 #[test]
 fn what_no_honest_part_sends_is_bad() {
-    let flow = || {
-        let mut flow = Flow::new(Kind::Middle, route(1, 3, 1), 100, ROW_BYTES, RING_BYTES);
-        assert!(flow.start(0, 0));
-        flow
-    };
-    let message = |epoch, from, bytes: usize| ToStage {
-        part: PartId([1; 16]),
-        epoch,
-        from,
-        carried: Carried::Rows(vec![0; bytes].into()),
-    };
-    assert_eq!(flow().take(node(0), message(2, 0, 4), ROW_BYTES), Taken::Stale);
-    assert_eq!(flow().take(node(2), message(1, 0, 4), ROW_BYTES), Taken::Foreign);
-    for message in [
-        message(1, 0, 5),
-        message(1, 0, 0),
-        message(1, 1, 4),
-        message(1, 0, 4 * 200),
-        ToStage { carried: Carried::Tokens(vec![1]), ..message(1, 0, 4) },
-    ] {
-        assert!(matches!(flow().take(node(0), message.clone(), ROW_BYTES), Taken::Bad(_)), "{message:?}");
+    let middle = || flow(Kind::Middle, 1);
+    assert_eq!(middle().take(node(0), message(2, 0, 0, 1), ROW_BYTES), Taken::Stale);
+    assert_eq!(middle().take(node(2), message(1, 0, 0, 1), ROW_BYTES), Taken::Foreign);
+    let odd = ToStage { carried: Carried::Rows(vec![0; ROW_BYTES + 1].into()), ..message(1, 0, 0, 1) };
+    let tokens = ToStage { carried: Carried::Tokens(vec![1]), ..message(1, 0, 0, 1) };
+    let guesses = GUESSES_MAX + 2;
+    for message in
+        [odd, tokens, message(1, 0, 0, 0), message(1, 0, 1, 1), message(1, 0, 0, 1_001), message(1, 1, 0, guesses)]
+    {
+        assert!(matches!(take(&mut middle(), message.clone()), Err(Taken::Bad(_))), "{message:?}");
     }
-    let mut twice = flow();
-    assert!(matches!(twice.take(node(0), message(1, 0, 8), ROW_BYTES), Taken::Feed { from: 0, .. }));
-    assert!(matches!(twice.take(node(0), message(1, 0, 8), ROW_BYTES), Taken::Bad(_)), "the same again");
-    assert!(matches!(twice.take(node(0), message(1, 2, 4), ROW_BYTES), Taken::Feed { from: 2, .. }));
+    let mut flow = middle();
+    assert_eq!(take(&mut flow, message(1, 0, 0, 200)), Ok((0, 0)));
+    for message in [message(1, 0, 0, 2), message(1, 0, 199, 2), message(1, 1, 201, 2), message(1, 1, 200, guesses)] {
+        assert!(matches!(take(&mut flow, message.clone()), Err(Taken::Bad(_))), "{message:?}");
+    }
+    assert_eq!(take(&mut flow, message(1, 1, 200, GUESSES_MAX + 1)), Ok((1, 200)));
+    assert!(matches!(take(&mut flow, message(1, 1, 329, 1)), Err(Taken::Bad(_))), "one more guess than there may be");
+    assert_eq!(take(&mut flow, message(1, u32::MAX, 210, 3)), Ok((u32::MAX, 210)), "laps may be left out");
+    for lap in [0, 1, u32::MAX - 1] {
+        assert!(matches!(take(&mut flow, message(1, lap, 213, 1)), Err(Taken::Bad(_))), "back to lap {lap}");
+    }
+    assert_eq!(take(&mut flow, message(1, u32::MAX, 213, 1)), Ok((u32::MAX, 213)));
+}
+
+#[test]
+fn tokens_of_the_last_stage_come_in_laps_of_their_own_and_few_at_once() {
+    let tokens = |lap, count| ToStage { carried: Carried::Tokens(vec![1; count]), ..message(1, lap, 0, 1) };
+    for bad in [tokens(0, 1), tokens(1, TOKENS_MAX + 1), tokens(1, 0)] {
+        assert!(matches!(take(&mut flow(Kind::First, 0), bad.clone()), Err(Taken::Bad(_))), "{bad:?}");
+    }
+    assert_eq!(take(&mut flow(Kind::First, 0), tokens(1, 3)), Ok((1, 0)));
+    let early = ToStage { from: 7, ..tokens(1, 3) };
+    assert_eq!(take(&mut flow(Kind::First, 0), early.clone()), Err(Taken::Early(early)));
+}
+
+#[test]
+fn the_last_stage_leaves_out_guesses_behind_one_that_missed() {
+    let token = |token| TokenOut { token, logprob: None, top: Vec::new() };
+    let next = |lap, from, tokens: &[Token]| Next { lap, from, tokens: tokens.to_vec(), by_model: true };
+    let mut last = flow(Kind::Last { tokens: 5 }, 2);
+    assert_eq!(take(&mut last, message(1, 0, 0, 5)), Ok((0, 0)));
+    assert!(!last.settled());
+    let judged = last.drew(&[token(9)], next(1, 5, &[9, 10, 11, 12]));
+    assert_eq!(judged, Judged { without: true, ..Judged::default() });
+    assert!(last.settled() && last.has_next());
+    assert_eq!(take(&mut last, message(1, 1, 5, 2)), Ok((1, 5)));
+    assert!(matches!(take(&mut last, message(1, 1, 7, 3)), Err(Taken::Bad(_))), "more than it asked for");
+    let judged = last.drew(&[token(10), token(20)], next(2, 7, &[20]));
+    assert_eq!(judged, Judged { right: 1, right_of_model: 1, missed: true, without: false });
+    assert_eq!(take(&mut last, message(1, 1, 7, 2)), Err(Taken::Stale));
+    assert!(matches!(take(&mut last, message(1, 3, 7, 1)), Err(Taken::Bad(_))), "a lap that it has not begun");
+    assert_eq!(take(&mut last, message(1, 2, 7, 1)), Ok((2, 7)));
 }
 
 proptest! {
@@ -413,7 +499,7 @@ proptest! {
         prompt in prop::collection::vec(0_u32..97, 1..150),
         faults in prop::collection::vec(
             (
-                prop::collection::vec((0_u8..4, 0_usize..5), 0..120),
+                prop::collection::vec((0_u8..5, 0_usize..5), 0..400),
                 prop::collection::vec(0_usize..5, 0..3),
                 prop::option::of(0_usize..5),
             ),

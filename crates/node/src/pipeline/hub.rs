@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     STAGE_PROTOCOL,
+    flow::Judged,
     handover::Handovers,
     pace::Pace,
     standby::{Put, Standbys},
@@ -53,9 +54,9 @@ const RING_BYTES_MIN: usize = 4 << 20;
 #[derive(Default)]
 pub struct LapCounters {
     pub laps: AtomicU64,
-    /// Laps that went without a guess.
+    /// Laps that began because nothing was guessed, the first ones of sessions among them.
     pub without_guesses: AtomicU64,
-    /// Laps with a guess that did not come true.
+    /// Laps that began because a guess did not come true.
     pub missed: AtomicU64,
     pub guesses: AtomicU64,
     pub came_true: AtomicU64,
@@ -65,16 +66,17 @@ pub struct LapCounters {
 }
 
 impl LapCounters {
-    pub fn count(&self, guesses: usize, by_model: bool, came_true: usize) {
-        self.laps.fetch_add(1, Ordering::Relaxed);
-        self.without_guesses.fetch_add(u64::from(guesses == 0), Ordering::Relaxed);
-        self.missed.fetch_add(u64::from(came_true < guesses), Ordering::Relaxed);
-        self.guesses.fetch_add(guesses as u64, Ordering::Relaxed);
-        self.came_true.fetch_add(came_true as u64, Ordering::Relaxed);
-        if by_model {
-            self.model_guesses.fetch_add(guesses as u64, Ordering::Relaxed);
-            self.model_came_true.fetch_add(came_true as u64, Ordering::Relaxed);
-        }
+    /// After tokens were drawn and `fed` sent to the first stage, some of them guesses.
+    pub fn count(&self, judged: Judged, fed: usize, by_model: bool) {
+        let begins = judged.missed || judged.without;
+        let guesses = fed.saturating_sub(usize::from(begins)) as u64;
+        self.laps.fetch_add(u64::from(begins), Ordering::Relaxed);
+        self.without_guesses.fetch_add(u64::from(judged.without), Ordering::Relaxed);
+        self.missed.fetch_add(u64::from(judged.missed), Ordering::Relaxed);
+        self.guesses.fetch_add(guesses, Ordering::Relaxed);
+        self.came_true.fetch_add(judged.right as u64, Ordering::Relaxed);
+        self.model_guesses.fetch_add(if by_model { guesses } else { 0 }, Ordering::Relaxed);
+        self.model_came_true.fetch_add(judged.right_of_model as u64, Ordering::Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use opengrid_engine::{Input, StageEvent, StageSession};
+use opengrid_engine::{Input, Lap, StageEvent, StageSession};
 use opengrid_protocol::{
     Layers, ModelRoot, NodeId, SessionId,
     pipeline::{Carried, Complaint, OpenPart, Order, PartId, STANDBY_EPOCH, ToStage},
@@ -39,6 +39,9 @@ const IDLE_MAX: Duration = Duration::from_secs(330);
 
 /// How long what goes ahead waits for its channel to take what came before.
 const AHEAD_PAUSE: Duration = Duration::from_millis(20);
+
+/// Of rows that come before the part is started: the first epoch is 1.
+const BEFORE_ALL: Lap = Lap { epoch: STANDBY_EPOCH, number: 0 };
 
 /// Why a part ends; the gateway hears of it.
 type Ended = Refusal;
@@ -97,10 +100,6 @@ struct Part {
     early: Option<ToStage>,
     /// Something was handed to the channel in this epoch.
     used_next: bool,
-    /// What the last stage wants fed, not yet handed to the channel.
-    feed: Option<ToStage>,
-    /// How many guesses are under way, at the last stage once it drew, and whether they are the draft model's.
-    guesses: Option<(usize, bool)>,
     /// To be answered once nothing is being computed that changes the answer.
     rewired: bool,
     changes: watch::Receiver<u64>,
@@ -164,8 +163,6 @@ impl Part {
             row_bytes,
             early: None,
             used_next: false,
-            feed: None,
-            guesses: None,
             // The gateway hears how far it is.
             rewired: true,
             changes,
@@ -191,7 +188,7 @@ impl Part {
             let rows = ((piece.len() / self.row_bytes) as u32).min(fits - from);
             if rows > 0 {
                 let rows = piece.slice(..rows as usize * self.row_bytes);
-                self.engine.feed(from, Input::Rows(rows)).map_err(refusal)?;
+                self.engine.feed(BEFORE_ALL, from, Input::Rows(rows)).map_err(refusal)?;
             }
             from += rows;
         }
@@ -240,8 +237,8 @@ impl Part {
     }
 
     async fn next_happening(&mut self, orders: &mut mpsc::Receiver<Order>) -> Happening {
-        let takes = (self.flow.takes() && self.early.is_none()) || self.receiving.is_some();
-        let sends = self.flow.sends() && (self.feed.is_some() || self.flow.has_next());
+        let takes = (self.flow.runs() && self.early.is_none()) || self.receiving.is_some();
+        let sends = self.flow.has_next();
         let next = self.next.clone();
         let heir = self.giving.as_ref().filter(|giving| giving.has_next()).map(|giving| giving.channel.clone());
         let gives = heir.is_some();
@@ -249,7 +246,7 @@ impl Part {
         // What runs goes first.
         let ahead = self.ahead.next_bytes(&self.flow).filter(|_| !sends);
         tokio::select! {
-            order = orders.recv(), if !self.flow.is_starting() => Happening::Order(order),
+            order = orders.recv() => Happening::Order(order),
             event = self.engine.events.recv(), if self.flow.has_room() => Happening::Computed(event),
             incoming = self.registered.inbox.recv(), if takes => Happening::Came(incoming),
             permit = next.clone().reserve_owned(), if sends => Happening::MaySend(permit.ok()),
@@ -258,7 +255,7 @@ impl Part {
                 Happening::StageLeaves
             }
             // What was handed over may be lost.
-            () = next.closed(), if self.flow.sends() && self.used_next => Happening::MaySend(None),
+            () = next.closed(), if self.flow.runs() && self.used_next => Happening::MaySend(None),
             () = sleep_until(self.ahead_after.into()), if ahead.is_some() => Happening::GoesAhead(ahead.unwrap_or(0)),
         }
     }
@@ -280,17 +277,13 @@ impl Part {
         }
         if let (Ok(permit), Some((from, rows))) = (to.try_reserve(), self.ahead.next(&self.flow)) {
             self.hub.ahead.sent_bytes.fetch_add(rows.len() as u64, Ordering::Relaxed);
-            permit.send(ToStage { part: standby.part, epoch: STANDBY_EPOCH, from, carried: Carried::Rows(rows) });
+            let carried = Carried::Rows(rows);
+            permit.send(ToStage { part: standby.part, epoch: STANDBY_EPOCH, lap: 0, from, carried });
         }
     }
 
     fn send(&mut self, permit: mpsc::OwnedPermit<ToStage>) {
-        let (part, epoch) = (self.flow.route().next.part, self.flow.route().epoch);
-        let rows = |flow: &mut Flow| {
-            let (from, rows) = flow.next_rows()?;
-            Some(ToStage { part, epoch, from, carried: Carried::Rows(rows) })
-        };
-        if let Some(message) = self.feed.take().or_else(|| rows(&mut self.flow)) {
+        if let Some(message) = self.flow.next() {
             self.used_next = true;
             permit.send(message);
         }
@@ -310,7 +303,7 @@ impl Part {
                 self.engine.gather(self.hub.shares_cores(self.flow.route())).map_err(refusal)?;
                 self.next = self.hub.channel(self.flow.route().next.node);
                 (self.rewired, self.used_next) = (true, false);
-                (self.early, self.feed) = (None, None);
+                self.early = None;
                 (self.giving, self.receiving) = (None, None);
             }
             Order::Start { keep, send_from } => {
@@ -327,10 +320,8 @@ impl Part {
                 let count = tokens.len();
                 let input = Input::Tokens(tokens);
                 self.stage.check(&input).map_err(refusal)?;
-                if !self.flow.feed(from, count) {
-                    return Err(nonsense());
-                }
-                self.engine.feed(from, input).map_err(refusal)?;
+                let lap = self.flow.feed(from, count).ok_or_else(nonsense)?;
+                self.engine.feed(lap, from, input).map_err(refusal)?;
                 if let Some(message) = self.early.take() {
                     self.take(self.flow.route().previous, message).await?;
                 }
@@ -349,10 +340,11 @@ impl Part {
                 }
             }
             Order::Prepare { .. } => {}
-            Order::Again => match self.flow.wanted() {
-                Some((from, tokens)) => self.want(from, tokens),
-                None => return Err(nonsense()),
-            },
+            Order::Again => {
+                if !self.flow.again() {
+                    return Err(nonsense());
+                }
+            }
         }
         Ok(())
     }
@@ -360,23 +352,22 @@ impl Part {
     /// True at the end of the session.
     async fn computed(&mut self, event: StageEvent) -> Result<bool, Ended> {
         match event {
-            StageEvent::Rows { from, rows } => {
-                self.flow.made(from, &rows);
+            StageEvent::Rows { lap, from, rows } => {
+                self.flow.made(lap, from, &rows);
                 self.registered.keeps(self.flow.kept_bytes());
             }
-            StageEvent::Drawn { tokens, from, feed, by_model } => {
+            StageEvent::Drawn { tokens, feed } => {
                 let index = self.answered;
                 self.answered += tokens.len() as u32;
                 self.backend.count_tokens(tokens.len());
-                if let (Some((guesses, of_model)), Some(came_true)) = (self.guesses, tokens.len().checked_sub(1)) {
-                    self.hub.laps.count(guesses, of_model, came_true);
-                }
-                self.guesses = feed.len().checked_sub(1).map(|guesses| (guesses, by_model));
-                if !feed.is_empty() {
-                    self.flow.drew(from, feed.clone());
-                    // Before the gateway hears of it: the next lap does not wait.
-                    self.want(from, feed);
-                    self.send_feed_now();
+                let (fed, by_model) = (feed.tokens.len(), feed.by_model);
+                let judged = self.flow.drew(&tokens, feed);
+                self.hub.laps.count(judged, fed, by_model);
+                // Before the gateway hears of it: the next lap does not wait.
+                while self.flow.has_next()
+                    && let Ok(permit) = self.next.clone().try_reserve_owned()
+                {
+                    self.send(permit);
                 }
                 if !tokens.is_empty() {
                     self.tell(ToGateway::Tokens { session: self.session, from: index, tokens }).await?;
@@ -394,24 +385,6 @@ impl Part {
         Ok(false)
     }
 
-    fn want(&mut self, from: u32, tokens: Vec<u32>) {
-        if self.flow.takes() {
-            let route = self.flow.route();
-            let carried = Carried::Tokens(tokens);
-            self.feed = Some(ToStage { part: route.next.part, epoch: route.epoch, from, carried });
-        }
-    }
-
-    fn send_feed_now(&mut self) {
-        self.used_next = true;
-        if let Some(feed) = self.feed.take()
-            && let Err(mpsc::error::TrySendError::Full(feed) | mpsc::error::TrySendError::Closed(feed)) =
-                self.next.try_send(feed)
-        {
-            self.feed = Some(feed);
-        }
-    }
-
     async fn take(&mut self, sender: NodeId, message: ToStage) -> Result<(), Ended> {
         match self.flow.take(sender, message, self.row_bytes) {
             Taken::Stale => Ok(()),
@@ -425,7 +398,7 @@ impl Part {
                 Ok(())
             }
             Taken::Bad(why) => self.blame(sender, why).await,
-            Taken::Feed { from, carried } => {
+            Taken::Feed { lap, from, carried } => {
                 let input = match carried {
                     Carried::Rows(rows) => Input::Rows(rows),
                     Carried::Tokens(tokens) => Input::Tokens(tokens),
@@ -435,7 +408,7 @@ impl Part {
                     self.flow.refuse(from);
                     return self.blame(sender, &error.to_string()).await;
                 }
-                self.engine.feed(from, input).map_err(refusal)
+                self.engine.feed(lap, from, input).map_err(refusal)
             }
         }
     }

@@ -71,7 +71,7 @@ fn asked(id: u8) -> Standby {
 
 fn rows(id: u8, from: u32, count: usize) -> ToStage {
     let carried = Carried::Rows(vec![id; count * ROW].into());
-    ToStage { part: PartId([id; 16]), epoch: STANDBY_EPOCH, from, carried }
+    ToStage { part: PartId([id; 16]), epoch: STANDBY_EPOCH, lap: 0, from, carried }
 }
 
 fn taken(standbys: &Standbys, gateway: NodeId, id: u8, layers: Layers) -> usize {

@@ -45,6 +45,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const REWIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Laps measured: the slowest of them sets how long one may take.
 const LAPS_REMEMBERED: usize = 16;
+/// What comes within such a part of a lap belongs to it.
+const LAP_PART: u32 = 8;
 
 /// A part of the session at one stage.
 pub(super) struct Part {
@@ -455,10 +457,19 @@ impl AnswerTask {
             tracing::debug!(session = ?self.session, epoch = run.epoch, "chain flows");
         }
         if run.flows {
-            if run.laps.len() >= LAPS_REMEMBERED {
+            run.laps.push(lap);
+            if let [.., before, _] = run.laps[..]
+                && lap < before / LAP_PART
+            {
+                // Guesses that come true follow each other quickly and say nothing of how long a lap takes. Nor does a lap
+                // that was held up once, for ever.
+                run.laps.pop();
+                run.laps.pop();
+                run.laps.push(before * 63 / 64);
+            }
+            if run.laps.len() > LAPS_REMEMBERED {
                 run.laps.remove(0);
             }
-            run.laps.push(lap);
         }
         run.flows = true;
     }

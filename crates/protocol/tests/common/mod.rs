@@ -133,9 +133,11 @@ pub fn to_stage() -> impl Strategy<Value = ToStage> {
         (any::<[u8; 16]>(), any::<u32>(), vec(any::<u8>(), 0..200))
             .prop_map(|(layout, of, cells)| Carried::Cells(Cells { layout, of, cells: cells.into() })),
     ];
-    (part(), any::<u32>(), any::<u32>(), carried).prop_map(|(part, epoch, from, carried)| ToStage {
+    let numbers = (any::<u32>(), any::<u32>(), any::<u32>());
+    (part(), numbers, carried).prop_map(|(part, (epoch, lap, from), carried)| ToStage {
         part,
         epoch,
+        lap,
         from,
         carried,
     })

@@ -75,7 +75,7 @@ impl Part {
     /// The chain goes on without this part.
     pub(super) async fn hand_over(&mut self, to: Hop, epoch: u32, until: u32) -> Result<(), Ended> {
         self.flow.stop();
-        (self.rewired, self.early, self.feed) = (false, None, None);
+        (self.rewired, self.early) = (false, None);
         let until = until.min(self.flow.have());
         let cells = self.stage.capabilities().cells;
         let bytes = cells.map(|cells| cells.bytes as usize * until as usize).filter(|bytes| *bytes > 0);
@@ -92,7 +92,7 @@ impl Part {
     pub(super) fn give(&mut self, tag: u32, from: u32, of: u32, cells: Bytes) {
         let Some(giving) = self.giving.as_mut().filter(|giving| giving.epoch == tag) else { return };
         let carried = Carried::Cells(Cells { layout: giving.layout, of, cells });
-        giving.pieces.push_back(ToStage { part: giving.to.part, epoch: giving.epoch, from, carried });
+        giving.pieces.push_back(ToStage { part: giving.to.part, epoch: giving.epoch, lap: 0, from, carried });
     }
 
     pub(super) async fn give_next(&mut self, permit: Option<mpsc::OwnedPermit<ToStage>>) -> Result<(), Ended> {
