@@ -28,14 +28,15 @@ pub(crate) fn peer_id(node: NodeId) -> Option<PeerId> {
 
 /// Where a direct QUIC address leads.
 pub fn udp_socket(address: &Multiaddr) -> Option<SocketAddr> {
-    let mut protocols = address.iter();
-    let ip: IpAddr = match protocols.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
+    let mut protocols = address.iter().skip(1);
     let Protocol::Udp(port) = protocols.next()? else { return None };
-    (protocols.next() == Some(Protocol::QuicV1) && !is_relayed(address)).then(|| SocketAddr::new(ip, port))
+    (protocols.next() == Some(Protocol::QuicV1) && !is_relayed(address)).then_some(SocketAddr::new(ip(address)?, port))
+}
+
+/// Where a direct TCP address leads.
+pub fn tcp_socket(address: &Multiaddr) -> Option<SocketAddr> {
+    let Protocol::Tcp(port) = address.iter().nth(1)? else { return None };
+    (!is_relayed(address)).then_some(SocketAddr::new(ip(address)?, port))
 }
 
 pub fn is_relayed(address: &Multiaddr) -> bool {

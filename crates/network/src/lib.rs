@@ -31,7 +31,7 @@ mod refusal;
 mod streams;
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use opengrid_protocol::{ModelRoot, NodeId, limits::RECORD_BYTES_MAX};
 use parking_lot::{Mutex, RwLock};
@@ -176,14 +176,22 @@ impl Network {
         self.shared.peers.read().infos()
     }
 
-    /// Whether the host on which a connected peer ran says that the program is gone: nothing listens at its port any more.
-    /// False where nothing is known: behind a NAT or a firewall, on a host that is gone itself, or over a connection that
-    /// would have closed. Takes `patience` at most.
-    pub async fn is_refused(&self, node: NodeId, patience: Duration) -> bool {
-        let socket =
-            address::peer_id(node).and_then(|peer| self.shared.peers.read().get(&peer).and_then(peers::Peer::socket));
-        let Some(socket) = socket else { return false };
-        timeout(patience, refusal::is_refused(socket)).await.unwrap_or(false)
+    /// A TCP port at which a connected peer says that it listens, and does. For [`Network::is_refused`].
+    pub async fn accepting_port(&self, node: NodeId, patience: Duration) -> Option<SocketAddr> {
+        let ports = self.of_peer(node, |peer| Some(peer.tcp_ports()))?;
+        timeout(patience, refusal::accepting(ports)).await.ok()?
+    }
+
+    /// Whether the host on which a connected peer ran says that the program is gone: nothing listens at its port any more,
+    /// or at a TCP port that accepted before. False where nothing is known: behind a NAT or a firewall, on a host that is
+    /// gone itself, or over a connection that would have closed. Takes `patience` at most.
+    pub async fn is_refused(&self, node: NodeId, tcp: Option<SocketAddr>, patience: Duration) -> bool {
+        let Some(udp) = self.of_peer(node, peers::Peer::socket) else { return false };
+        timeout(patience, refusal::is_refused(refusal::Ports { udp, tcp })).await.unwrap_or(false)
+    }
+
+    fn of_peer<T>(&self, node: NodeId, what: impl FnOnce(&peers::Peer) -> Option<T>) -> Option<T> {
+        self.shared.peers.read().get(&address::peer_id(node)?).and_then(what)
     }
 
     /// Whether a connected peer runs on this very machine, as far as addresses tell.
@@ -191,9 +199,7 @@ impl Network {
         if node == self.shared.local {
             return true;
         }
-        let Some(ip) = address::peer_id(node).and_then(|peer| self.shared.peers.read().get(&peer)?.direct_ip()) else {
-            return false;
-        };
+        let Some(ip) = self.of_peer(node, peers::Peer::direct_ip) else { return false };
         let own = || {
             self.shared.addresses.read().iter().filter_map(|own| address::ip(&own.parse().ok()?)).any(|own| own == ip)
         };

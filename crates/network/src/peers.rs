@@ -11,6 +11,9 @@ use opengrid_protocol::NodeId;
 
 use crate::address;
 
+/// Of those that a peer claims, so many are tried.
+const TCP_PORTS_MAX: usize = 2;
+
 /// A connected peer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeerInfo {
@@ -80,6 +83,13 @@ impl Peer {
         };
         let direct = self.connections.iter().filter(|connection| !connection.relayed);
         direct.filter_map(own).max_by_key(|(heard, _)| *heard).map(|(_, socket)| socket)
+    }
+
+    /// The TCP ports that it claims beside the UDP one.
+    pub fn tcp_ports(&self) -> Vec<SocketAddr> {
+        let Some(udp) = self.socket() else { return Vec::new() };
+        let claimed = self.addresses.iter().filter_map(address::tcp_socket);
+        claimed.filter(|port| port.ip() == udp.ip()).take(TCP_PORTS_MAX).collect()
     }
 
     /// Where the best connection comes from, if it is direct.
@@ -267,6 +277,10 @@ mod tests {
         assert_eq!(socket(&table), None, "a hole in a NAT, as far as is known");
         table.peers.get_mut(&peer).unwrap().addresses = vec![quic(4470), quic(4472)];
         assert_eq!(socket(&table), Some(4470));
+        let tcp = ["/ip4/198.51.100.7/tcp/4470", "/ip4/198.51.100.8/tcp/22"].map(|address| address.parse().unwrap());
+        table.peers.get_mut(&peer).unwrap().addresses.extend(tcp);
+        let ports = table.get(&peer).unwrap().tcp_ports();
+        assert_eq!(ports, ["198.51.100.7:4470".parse().unwrap()], "no port of another machine");
         // Heard last, but over TCP, or not at its own port, or over a relay.
         table.opened(peer, node, connection(2, false));
         table.opened(peer, node, over(3, 4471, false));

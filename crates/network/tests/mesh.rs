@@ -41,6 +41,30 @@ async fn a_node_joins_by_address_and_streams_carry_bytes_both_ways() {
 }
 
 #[tokio::test]
+async fn beside_a_quic_connection_a_peers_tcp_port_is_known_once_it_accepts() {
+    let first = start(config()).await;
+    let mut over_quic = config();
+    over_quic.bootstrap = first.addresses().into_iter().filter(|peer| peer.address.contains("/quic-v1")).collect();
+    assert!(!over_quic.bootstrap.is_empty(), "it listens over QUIC");
+    let mut second = start(over_quic).await;
+    second.wait_connected(first.id()).await;
+    let patience = Duration::from_secs(1);
+    let mut found = None;
+    // Its addresses come a moment after the connection.
+    for _ in 0..50 {
+        found = second.network.accepting_port(first.id(), patience).await;
+        if found.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let port = found.expect("a port that accepts");
+    let listens = |address: &String| address.contains(&format!("/tcp/{}", port.port()));
+    assert!(first.network.listen_addresses().iter().any(listens), "{port} is its own");
+    assert!(!second.network.is_refused(first.id(), found, patience).await, "it lives");
+}
+
+#[tokio::test]
 async fn two_hundred_streams_at_once_all_arrive() {
     let first = start(config()).await;
     let mut generous = config();

@@ -387,7 +387,7 @@ impl Flow {
     }
 
     /// What to send now; it counts as sent.
-    pub fn next(&mut self) -> Option<ToStage> {
+    pub fn next_message(&mut self) -> Option<ToStage> {
         if !self.has_next() {
             return None;
         }

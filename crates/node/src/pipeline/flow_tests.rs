@@ -310,7 +310,7 @@ impl Chain {
 
     /// A part sends what it may to the next one.
     fn send(&mut self, at: usize) {
-        if let Some(message) = self.stations[at].flow.next() {
+        if let Some(message) = self.stations[at].flow.next_message() {
             let next = (at + 1) % self.stations.len();
             self.stations[next].inbox.push_back((node(at), message));
         }

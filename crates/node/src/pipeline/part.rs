@@ -283,7 +283,7 @@ impl Part {
     }
 
     fn send(&mut self, permit: mpsc::OwnedPermit<ToStage>) {
-        if let Some(message) = self.flow.next() {
+        if let Some(message) = self.flow.next_message() {
             self.used_next = true;
             permit.send(message);
         }

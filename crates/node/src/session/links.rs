@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,7 @@ use super::{
     FaultSink, SESSION_PROTOCOL,
     keys::{self, KeyError},
     link::Link,
-    sealed::{self, ChannelEnd},
+    sealed::{self, ChannelEnd, IsGone},
     server::{self, SharedBackend},
 };
 use crate::pipeline::hub::Hub;
@@ -163,18 +164,29 @@ impl Links {
         link
     }
 
+    /// Asks the worker's host. Over TCP, too, if a port of the worker accepts now.
+    fn is_gone(&self, worker: NodeId) -> IsGone {
+        let accepting: Arc<OnceLock<SocketAddr>> = Arc::default();
+        let (network, cancel, found) = (self.network.clone(), self.cancel.clone(), accepting.clone());
+        self.tasks.spawn(async move {
+            let port = cancel.run_until_cancelled(network.accepting_port(worker, CONNECT_TIMEOUT)).await.flatten();
+            port.map(|port| found.set(port))
+        });
+        let network = self.network.clone();
+        Box::new(move || {
+            let (network, tcp) = (network.clone(), accepting.get().copied());
+            async move { network.is_refused(worker, tcp, KNOCK_PATIENCE).await }.boxed()
+        })
+    }
+
     async fn connect(&self, worker: NodeId) -> Result<Link, ConnectError> {
         // Asked for anew each time: a restarted worker has new keys, and channels are opened rarely.
         let key = keys::fetch(&self.network, worker, &self.faults).await?;
         let unreachable = |error: &dyn std::fmt::Display| ConnectError::Unreachable(error.to_string());
         let stream = self.network.open_stream(worker, SESSION_PROTOCOL).await.map_err(|error| unreachable(&error))?;
-        let network = self.network.clone();
-        let is_gone = move || {
-            let network = network.clone();
-            async move { network.is_refused(worker, KNOCK_PATIENCE).await }.boxed()
-        };
+        let is_gone = self.is_gone(worker);
         let cancel = self.cancel.child_token();
-        let (link, carry) = sealed::connect(stream, worker, &key, self.local, cancel, Box::new(is_gone))
+        let (link, carry) = sealed::connect(stream, worker, &key, self.local, cancel, is_gone)
             .await
             .map_err(|error| unreachable(&error))?;
         let faults = self.faults.clone();
