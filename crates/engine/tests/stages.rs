@@ -112,11 +112,13 @@ struct Relay<'s> {
     cuts: Vec<(Lap, u32)>,
     sent: Vec<u8>,
     delay: Duration,
+    /// What becomes of a row's number on its way.
+    carries: fn(f32) -> f32,
 }
 
 impl<'s> Relay<'s> {
     fn new(sessions: &'s mut [StageSession], delay: Duration) -> Self {
-        Self { sessions, epoch: 1, cuts: Vec::new(), sent: Vec::new(), delay }
+        Self { sessions, epoch: 1, cuts: Vec::new(), sent: Vec::new(), delay, carries: std::convert::identity }
     }
 
     fn feed(&mut self, next: Next) {
@@ -154,6 +156,9 @@ impl<'s> Relay<'s> {
                 self.sent.resize(from as usize * ROW_BYTES, 0);
                 self.sent.extend_from_slice(&rows);
             }
+            let carried =
+                rows.as_chunks().0.iter().flat_map(|row| (self.carries)(f32::from_le_bytes(*row)).to_le_bytes());
+            let rows = carried.collect::<Vec<u8>>().into();
             self.sessions[at + 1].feed(lap, from, Input::Rows(rows)).unwrap();
         }
     }
@@ -172,6 +177,10 @@ async fn run_over(
     delay: Duration,
 ) -> (Vec<TokenOut>, Finish, usize) {
     let mut relay = Relay::new(sessions, delay);
+    whole_answer(&mut relay, prompt).await
+}
+
+async fn whole_answer(relay: &mut Relay<'_>, prompt: Vec<Token>) -> (Vec<TokenOut>, Finish, usize) {
     relay.feed(prompt_of(prompt));
     let (mut answer, mut laps) = (Vec::new(), 0);
     loop {
@@ -291,6 +300,38 @@ async fn a_stage_that_dies_is_replaced_by_feeding_its_input_again() {
         }
     }
     assert_eq!(answer, expected.0, "as without the fault");
+    pipeline.shutdown().await;
+}
+
+/// Rows of half the bytes would do where 256 greedy tokens stayed the same. They do not, so rows go in f32 (ADR 0014).
+#[tokio::test]
+async fn rows_in_half_precision_would_change_the_text() {
+    let vocabulary = vocabulary().await;
+    let mut requests = Vec::new();
+    for text in [
+        "Tell a long story about a fox and a lighthouse.",
+        "Explain how a ship finds its way at night.",
+        "Write a letter to an old friend who moved to the sea.",
+        "What should one know before buying a boat?",
+    ] {
+        requests.push(watched(&chat(&vocabulary, text).await, 256, Sampling::greedy()));
+    }
+    vocabulary.shutdown().await;
+    let pipeline = pipeline(&[10, 20], 1_024).await;
+    let mut changed = 0;
+    for request in &requests {
+        let mut answers = Vec::new();
+        for carries in [std::convert::identity, |number| half::f16::from_f32(number).to_f32()] {
+            let mut sessions = pipeline.open(request);
+            let mut relay = Relay { carries, ..Relay::new(&mut sessions, Duration::ZERO) };
+            answers.push(whole_answer(&mut relay, request.tokens.clone()).await.0);
+        }
+        let alike = |(one, other): &(&TokenOut, &TokenOut)| one.token == other.token;
+        let same = answers[0].iter().zip(&answers[1]).take_while(alike).count();
+        println!("the first {same} of {} tokens are the same with rows in f16", answers[0].len());
+        changed += usize::from(same < answers[0].len());
+    }
+    assert!(changed > 0, "256 greedy tokens stay the same: half precision would do for this model");
     pipeline.shutdown().await;
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn ip(address: &Multiaddr) -> Option<IpAddr> {
     }
 }
 
-fn ip_reach(ip: IpAddr) -> Option<Reach> {
+pub(crate) fn ip_reach(ip: IpAddr) -> Option<Reach> {
     // Link-local IPv6 cannot be dialled without the name of an interface, which differs by machine.
     if ip.is_unspecified() || ip.is_multicast() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
         return None;

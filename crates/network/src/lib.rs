@@ -194,7 +194,8 @@ impl Network {
         self.shared.peers.read().get(&address::peer_id(node)?).and_then(what)
     }
 
-    /// Whether a connected peer runs on this very machine, as far as addresses tell.
+    /// Whether a connected peer runs on this very machine, as far as addresses tell. A public address may be a router's, which
+    /// machines share: it tells nothing.
     pub fn is_on_this_host(&self, node: NodeId) -> bool {
         if node == self.shared.local {
             return true;
@@ -203,7 +204,7 @@ impl Network {
         let own = || {
             self.shared.addresses.read().iter().filter_map(|own| address::ip(&own.parse().ok()?)).any(|own| own == ip)
         };
-        ip.is_loopback() || own()
+        address::ip_reach(ip) != Some(address::Reach::Public) && (ip.is_loopback() || own())
     }
 
     pub fn nat(&self) -> Nat {
