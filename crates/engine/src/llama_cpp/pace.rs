@@ -11,8 +11,8 @@ use std::time::Duration;
 const SMALL_STEP_TOKENS: usize = 32;
 /// Steps that a trial takes.
 const TRIAL_STEPS: u32 = 4;
-/// Steps that the level in use must have been measured for.
-const KNOWN_STEPS: u32 = 2;
+/// Steps of one size that the level in use must have been measured for.
+const KNOWN_STEPS: u32 = 4;
 /// Another number of threads must be quicker by so much.
 const GAIN: f64 = 0.95;
 /// Steps so much slower than before are a reason to try fewer threads at once.
@@ -27,7 +27,7 @@ const REST_FEWER_S: f64 = 2.0;
 const REST_PER_COST_MORE: f64 = 30.0;
 const REST_PER_COST_FEWER: f64 = 100.0;
 const REST_COST_MAX_S: f64 = 30.0;
-/// Weight of the newest step in the mean.
+/// Weight of the newest step in a mean, at least.
 const NEWEST: f64 = 0.125;
 
 /// Numbers of threads to choose from: all, a half, a quarter, down to one.
@@ -40,28 +40,41 @@ pub struct Pace {
     levels: usize,
     /// In use; 0 is all threads.
     level: usize,
-    mean: Mean,
-    /// Of the level in use when it was last settled on.
-    settled: Option<Mean>,
+    /// By the number of tokens: steps of one size follow each other rarely where sessions come and go, or guesses.
+    sizes: [Size; SMALL_STEP_TOKENS + 1],
     trial: Option<Trial>,
     rest_s: f64,
     rested_s: f64,
     fewer_next: bool,
 }
 
-/// Seconds a step, of steps with the same number of tokens.
+/// Steps with the same number of tokens on the level in use.
 #[derive(Clone, Copy, Debug, Default)]
-struct Mean {
-    tokens: usize,
+struct Size {
     steps: u32,
-    seconds: f64,
+    mean_s: f64,
+    /// The mean when the level was settled on.
+    settled_s: Option<f64>,
 }
 
+impl Size {
+    fn record(&mut self, seconds: f64) {
+        self.steps = self.steps.saturating_add(1);
+        self.mean_s += (seconds - self.mean_s) * NEWEST.max(1.0 / f64::from(self.steps));
+    }
+
+    fn is_known(&self) -> bool {
+        self.steps >= KNOWN_STEPS
+    }
+}
+
+/// Steps of known sizes on another level, and how long they would have taken on the one in use.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     level: usize,
     steps: u32,
     seconds: f64,
+    usual_s: f64,
 }
 
 impl Pace {
@@ -69,8 +82,7 @@ impl Pace {
         Self {
             levels: levels.max(1),
             level: 0,
-            mean: Mean::default(),
-            settled: None,
+            sizes: [Size::default(); SMALL_STEP_TOKENS + 1],
             trial: None,
             rest_s: REST_MIN_S,
             rested_s: 0.0,
@@ -80,11 +92,9 @@ impl Pace {
 
     /// The level for a step of `tokens`.
     pub fn level(&mut self, tokens: usize) -> usize {
-        if tokens > SMALL_STEP_TOKENS {
-            return 0;
-        }
-        if self.mean.tokens != tokens {
-            self.mean = Mean { tokens, ..Mean::default() };
+        let Some(size) = self.sizes.get(tokens) else { return 0 };
+        if !size.is_known() {
+            // There is nothing to compare it with.
             self.trial = None;
         }
         self.trial.map_or(self.level, |trial| trial.level)
@@ -92,29 +102,27 @@ impl Pace {
 
     /// How long the step took that [`Pace::level`] was asked about last.
     pub fn record(&mut self, tokens: usize, took: Duration) {
-        if tokens > SMALL_STEP_TOKENS || self.levels == 1 {
-            return;
-        }
+        let Some(size) = self.sizes.get_mut(tokens).filter(|_| self.levels > 1) else { return };
         let seconds = took.as_secs_f64();
         if let Some(trial) = self.trial.take() {
-            self.judge(Trial { steps: trial.steps + 1, seconds: trial.seconds + seconds, ..trial });
+            let (sum, usual_s) = (trial.seconds + seconds, trial.usual_s + size.mean_s);
+            self.judge(Trial { steps: trial.steps + 1, seconds: sum, usual_s, ..trial });
             return;
         }
-        let mean = &mut self.mean;
-        mean.seconds = if mean.steps == 0 { seconds } else { mean.seconds + (seconds - mean.seconds) * NEWEST };
-        mean.steps += 1;
+        size.record(seconds);
+        let size = *size;
         self.rested_s += seconds;
-        self.trial = self.next_trial().map(|level| Trial { level, steps: 0, seconds: 0.0 });
+        let begin = |level| Trial { level, steps: 0, seconds: 0.0, usual_s: 0.0 };
+        self.trial = self.next_trial(size).map(begin);
     }
 
-    fn next_trial(&mut self) -> Option<usize> {
-        let slower =
-            |settled: Mean| settled.tokens == self.mean.tokens && self.mean.seconds > settled.seconds * SLOWDOWN;
-        if self.mean.steps < KNOWN_STEPS {
+    fn next_trial(&mut self, size: Size) -> Option<usize> {
+        if !size.is_known() {
             return None;
         }
         let fewer = (self.level + 1 < self.levels).then_some(self.level + 1);
-        if self.settled.is_some_and(slower) && fewer.is_some() {
+        let slower = size.settled_s.is_some_and(|settled| size.mean_s > settled * SLOWDOWN);
+        if slower && fewer.is_some() {
             return fewer;
         }
         if self.rested_s < self.rest_s {
@@ -126,9 +134,8 @@ impl Pace {
     }
 
     fn judge(&mut self, trial: Trial) {
-        let usual = self.mean.seconds * f64::from(trial.steps);
-        let hopeless =
-            trial.seconds > self.mean.seconds * GAIN * f64::from(TRIAL_STEPS) || trial.seconds > usual * SLOWDOWN;
+        let whole = f64::from(TRIAL_STEPS) / f64::from(trial.steps);
+        let hopeless = trial.seconds > trial.usual_s * whole * GAIN || trial.seconds > trial.usual_s * SLOWDOWN;
         if trial.steps < TRIAL_STEPS && !hopeless {
             self.trial = Some(trial);
             return;
@@ -136,15 +143,21 @@ impl Pace {
         self.rested_s = 0.0;
         if hopeless {
             let per_cost = if trial.level > self.level { REST_PER_COST_FEWER } else { REST_PER_COST_MORE };
-            let cost = trial.seconds - usual;
+            let cost = trial.seconds - trial.usual_s;
             self.rest_s = (self.rest_s * 2.0).min(REST_MAX_S).max((cost * per_cost).min(REST_COST_MAX_S));
         } else {
             self.rest_s = if trial.level > self.level { REST_FEWER_S } else { REST_MIN_S };
             self.level = trial.level;
-            self.mean.seconds = trial.seconds / f64::from(trial.steps);
-            self.mean.steps = 0;
         }
-        self.settled = Some(self.mean);
+        for size in &mut self.sizes {
+            if hopeless {
+                size.settled_s = size.is_known().then_some(size.mean_s).or(size.settled_s);
+            } else {
+                // As much quicker as those of the trial, until they are measured.
+                let expected_s = size.is_known().then_some(size.mean_s * trial.seconds / trial.usual_s);
+                *size = Size { steps: 0, mean_s: 0.0, settled_s: expected_s };
+            }
+        }
     }
 }
 
@@ -215,13 +228,24 @@ mod tests {
         assert_eq!(run(&mut Pace::new(1), 1, 5.0, |_| 0.01).1, 0);
     }
 
+    /// Steps of 1 to 4 tokens by turns, some of them held up.
+    fn mixed(pace: &mut Pace, steps: usize, cost: [f64; 2]) -> f64 {
+        let mut all_threads = 0;
+        for step in 0..steps {
+            let tokens = [1, 1, 3, 1, 2, 1, 4][step % 7];
+            let level = pace.level(tokens);
+            all_threads += usize::from(level == 0);
+            let held_up = if step % 23 == 5 { 4.0 } else { 1.0 };
+            pace.record(tokens, Duration::from_secs_f64(cost[level] * tokens as f64 * held_up));
+        }
+        all_threads as f64 / steps as f64
+    }
+
     #[test]
     fn steps_of_other_sizes_are_not_compared() {
-        let mut pace = Pace::new(2);
-        for step in 0..2_000 {
-            let tokens = 1 + step % 2;
-            assert_eq!(pace.level(tokens), 0);
-            pace.record(tokens, Duration::from_millis(9 * tokens as u64));
-        }
+        let share = mixed(&mut Pace::new(2), 20_000, IDLE);
+        assert!(share > 0.98, "all threads in {share} of the steps");
+        let share = mixed(&mut Pace::new(2), 20_000, BUSY);
+        assert!(share < 0.05, "all threads in {share} of the steps of a busy machine");
     }
 }
