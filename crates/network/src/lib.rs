@@ -38,7 +38,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +55,7 @@ use crate::{metrics::Metrics, peers::PeerTable, streams::Registry};
 /// Dialling, DHT look-ups on the way included, takes no longer.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+const PORTS_PAUSE: Duration = Duration::from_millis(250);
 const PROVIDERS_TIMEOUT: Duration = Duration::from_secs(10);
 const COMMANDS_MAX: usize = 1_024;
 const EVENTS_MAX: usize = 4_096;
@@ -178,8 +179,17 @@ impl Network {
 
     /// A TCP port at which a connected peer says that it listens, and does. For [`Network::is_refused`].
     pub async fn accepting_port(&self, node: NodeId, patience: Duration) -> Option<SocketAddr> {
-        let ports = self.of_peer(node, |peer| Some(peer.tcp_ports()))?;
-        timeout(patience, refusal::accepting(ports)).await.ok()?
+        let found = async {
+            loop {
+                let ports = self.of_peer(node, |peer| Some(peer.tcp_ports()))?;
+                if !ports.is_empty() {
+                    return refusal::accepting(ports).await;
+                }
+                // It says where it listens a moment after it was met.
+                sleep(PORTS_PAUSE).await;
+            }
+        };
+        timeout(patience, found).await.ok()?
     }
 
     /// Whether the host on which a connected peer ran says that the program is gone: nothing listens at its port any more,

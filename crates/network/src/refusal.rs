@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use futures::future::{Either, select};
+use futures::future::{Either, select, select_ok};
 use tokio::net::{TcpStream, UdpSocket};
 
 /// No QUIC packet is so short: whoever listens drops it.
@@ -25,12 +25,8 @@ pub struct Ports {
 
 /// The first of these TCP ports that accepts a connection, which is closed at once.
 pub async fn accepting(ports: Vec<SocketAddr>) -> Option<SocketAddr> {
-    for port in ports {
-        if TcpStream::connect(port).await.is_ok() {
-            return Some(port);
-        }
-    }
-    None
+    let tries = ports.into_iter().map(|port| Box::pin(async move { TcpStream::connect(port).await.map(|_| port) }));
+    select_ok(tries).await.ok().map(|(port, _)| port)
 }
 
 /// Waits until the host says that nothing listens at one of the ports. Where it says nothing, that may be for ever.

@@ -324,16 +324,21 @@ fn fault_sink() -> (FaultSink, mpsc::Receiver<(NodeId, Fault)>) {
     (sink, reports)
 }
 
-/// Disconnects, refuses for a while and counts whoever misbehaved.
+/// Disconnects, refuses for a while and counts whoever misbehaved. One that may have been made to do so keeps its
+/// connections, over which sessions of others run, and gets no work from here.
 async fn punish(node: Arc<Node>, mut reports: mpsc::Receiver<(NodeId, Fault)>) {
     while let Some(Some((peer, fault))) = node.cancel.run_until_cancelled(reports.recv()).await {
         node.metrics.count_fault(fault);
         if peer == node.local() {
             continue;
         }
+        node.placement.ban(peer, fault);
+        if fault.may_be_anothers() {
+            tracing::warn!(peer = %peer.short(), %fault, "peer gets no work from here");
+            continue;
+        }
         tracing::warn!(peer = %peer.short(), %fault, "peer dropped");
         node.placement.node_left(peer);
-        node.placement.ban(peer, fault);
         node.network.punish(peer, &fault.to_string()).await;
     }
 }

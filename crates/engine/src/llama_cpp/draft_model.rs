@@ -26,7 +26,7 @@ const BATCH: usize = 64;
 /// How long a piece of a text may take while the stage has nothing to do, in seconds, and the smallest piece.
 const PIECE_S: f32 = 0.01;
 const PIECE_MIN: usize = 4;
-/// What a lap can add to a text is computed at once before it is guessed from; a text that lacks more is caught up first.
+/// What a step can add to a text is computed at once before it is guessed from; a text that lacks more is caught up first.
 const NEAR: usize = DECODE_ROWS_MAX + 1;
 /// Room for graphs beside weights and cache, in bytes.
 const WORKSPACE_BYTES: u64 = 64 * 1024 * 1024;

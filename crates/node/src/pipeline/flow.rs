@@ -66,6 +66,8 @@ pub struct Flow {
     positions_max: u32,
     /// The latest that was taken in this epoch; at the last stage the one that it draws in.
     lap: u32,
+    /// Where that lap began.
+    lap_from: u32,
     /// Positions `0..fed` went into the engine.
     fed: u32,
     /// Positions `0..kept` were kept at the start of the epoch, and are never taken back.
@@ -97,6 +99,7 @@ impl Flow {
             running: false,
             positions_max,
             lap: 0,
+            lap_from: 0,
             fed: 0,
             kept: 0,
             known: 0,
@@ -292,13 +295,13 @@ impl Flow {
         let in_order = match number.cmp(&self.lap) {
             std::cmp::Ordering::Less => false,
             std::cmp::Ordering::Equal => from == self.fed,
-            std::cmp::Ordering::Greater => !self.is_last() && (self.kept..=self.fed).contains(&from),
+            std::cmp::Ordering::Greater => !self.is_last() && self.may_begin(number, from),
         };
         if !in_order || from + count as u32 > self.end_of_input(lap, from) {
             return Taken::Bad("out of order, or more guesses than a session may have");
         }
         if number > self.lap {
-            self.lap = number;
+            (self.lap, self.lap_from) = (number, from);
             self.cut(lap, from);
         }
         self.fed = from + count as u32;
@@ -306,6 +309,22 @@ impl Flow {
             self.known = self.fed;
         }
         Taken::Feed { lap, from, carried: message.carried }
+    }
+
+    /// Each lap begins with a token that was drawn behind the one before, and its row comes through every part. So laps of an
+    /// epoch follow each other one by one, and there are no more of them than positions.
+    fn may_begin(&self, number: u32, from: u32) -> bool {
+        let follows = if self.began_laps() {
+            self.lap.checked_add(1) == Some(number) && from > self.lap_from
+        } else {
+            from >= self.kept
+        };
+        follows && from <= self.fed
+    }
+
+    /// A lap was taken in this epoch.
+    pub fn began_laps(&self) -> bool {
+        self.lap > 0
     }
 
     /// Where input ends at most. Nothing comes to the last stage beyond what it asked for; what is not out of the engine of
@@ -376,7 +395,7 @@ impl Flow {
         self.drew_any()
     }
 
-    /// Whether [`Flow::next`] has something.
+    /// Whether [`Flow::next_message`] has something.
     pub fn has_next(&self) -> bool {
         let ready = if self.is_last() {
             self.drew_any() && self.sent < self.ahead_end()

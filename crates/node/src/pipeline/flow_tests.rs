@@ -455,11 +455,26 @@ fn what_no_honest_part_sends_is_bad() {
     }
     assert_eq!(take(&mut flow, message(1, 1, 200, GUESSES_MAX + 1)), Ok((1, 200)));
     assert!(matches!(take(&mut flow, message(1, 1, 329, 1)), Err(Taken::Bad(_))), "one more guess than there may be");
-    assert_eq!(take(&mut flow, message(1, u32::MAX, 210, 3)), Ok((u32::MAX, 210)), "laps may be left out");
-    for lap in [0, 1, u32::MAX - 1] {
+    assert!(matches!(take(&mut flow, message(1, 3, 210, 3)), Err(Taken::Bad(_))), "no lap is left out");
+    assert!(
+        matches!(take(&mut flow, message(1, 2, 200, 3)), Err(Taken::Bad(_))),
+        "none begins where the one before did"
+    );
+    assert_eq!(take(&mut flow, message(1, 2, 210, 3)), Ok((2, 210)));
+    for lap in [0, 1] {
         assert!(matches!(take(&mut flow, message(1, lap, 213, 1)), Err(Taken::Bad(_))), "back to lap {lap}");
     }
-    assert_eq!(take(&mut flow, message(1, u32::MAX, 213, 1)), Ok((u32::MAX, 213)));
+    assert_eq!(take(&mut flow, message(1, 2, 213, 1)), Ok((2, 213)));
+}
+
+#[test]
+fn the_first_lap_of_an_epoch_may_have_any_number_and_the_last_number_has_no_next() {
+    let mut flow = flow(Kind::Middle, 1);
+    assert_eq!(take(&mut flow, message(1, 0, 0, 200)), Ok((0, 0)));
+    assert_eq!(take(&mut flow, message(1, u32::MAX, 200, 1)), Ok((u32::MAX, 200)));
+    for lap in [0, 1] {
+        assert!(matches!(take(&mut flow, message(1, lap, 201, 1)), Err(Taken::Bad(_))));
+    }
 }
 
 #[test]

@@ -320,7 +320,14 @@ impl Part {
                 let count = tokens.len();
                 let input = Input::Tokens(tokens);
                 self.stage.check(&input).map_err(refusal)?;
-                let lap = self.flow.feed(from, count).ok_or_else(nonsense)?;
+                let Some(lap) = self.flow.feed(from, count) else {
+                    // The last part began a lap of its own before the prompt was whole.
+                    return if self.flow.began_laps() {
+                        self.complain(Complaint::BadInput).await
+                    } else {
+                        Err(nonsense())
+                    };
+                };
                 self.engine.feed(lap, from, input).map_err(refusal)?;
                 if let Some(message) = self.early.take() {
                     self.take(self.flow.route().previous, message).await?;
@@ -392,9 +399,9 @@ impl Part {
                 self.early = Some(message);
                 Ok(())
             }
-            // A neighbour of an earlier epoch knows the part, too: it disturbs nobody.
+            // A neighbour of an earlier epoch knows the part, too, and a gateway can name anybody the next one.
             Taken::Foreign => {
-                self.hub.report(sender, Fault::BadRows);
+                tracing::debug!(part = ?self.id, sender = %sender.short(), "not from the part before");
                 Ok(())
             }
             Taken::Bad(why) => self.blame(sender, why).await,

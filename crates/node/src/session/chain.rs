@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::{
     answer::{ACCEPT_TIMEOUT, AnswerTask, Attempt, Progress},
     handover::Handover,
+    laps::Laps,
     link::{LinkError, LinkSession},
     spares::Spares,
     standby::Standbys,
@@ -43,11 +44,6 @@ const ORPHAN_PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// A part that computes says how far it is within this time.
 const REWIRE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Laps measured: the slowest of them sets how long one may take.
-const LAPS_REMEMBERED: usize = 16;
-/// What comes within such a part of a lap belongs to it.
-const LAP_PART: u32 = 8;
-
 /// A part of the session at one stage.
 pub(super) struct Part {
     pub stage: ChainStage,
@@ -92,7 +88,7 @@ pub(super) struct Run {
     fruitless: u32,
     /// The chain stood still and its parts are asked how far they are.
     probing: bool,
-    laps: Vec<Duration>,
+    laps: Laps,
     last_token: Instant,
     /// Whose messages come first.
     turn: usize,
@@ -114,7 +110,7 @@ impl Run {
             flows: false,
             fruitless: 0,
             probing: false,
-            laps: Vec::new(),
+            laps: Laps::default(),
             last_token: Instant::now(),
             turn: 0,
             orphan_since: None,
@@ -364,7 +360,7 @@ impl AnswerTask {
                 deadline = Instant::now() + self.patience(run, progress);
                 self.meet_first_spares(run, progress).await;
             } else if run.running && progress.tokens.len() > before {
-                listed.advanced(progress.answered(), run.laps.last().copied().unwrap_or_default());
+                listed.advanced(progress.answered(), run.laps.last());
                 deadline = Instant::now() + self.patience(run, progress);
                 self.meet_spares(run, progress).await;
                 self.advance_standbys(run).await;
@@ -388,7 +384,7 @@ impl AnswerTask {
         if !run.flows {
             return first;
         }
-        let slowest = run.laps.iter().max().copied().unwrap_or_default();
+        let slowest = run.laps.slowest();
         token.max(slowest * 4)
     }
 
@@ -457,19 +453,7 @@ impl AnswerTask {
             tracing::debug!(session = ?self.session, epoch = run.epoch, "chain flows");
         }
         if run.flows {
-            run.laps.push(lap);
-            if let [.., before, _] = run.laps[..]
-                && lap < before / LAP_PART
-            {
-                // Guesses that come true follow each other quickly and say nothing of how long a lap takes. Nor does a lap
-                // that was held up once, for ever.
-                run.laps.pop();
-                run.laps.pop();
-                run.laps.push(before * 63 / 64);
-            }
-            if run.laps.len() > LAPS_REMEMBERED {
-                run.laps.remove(0);
-            }
+            run.laps.note(lap);
         }
         run.flows = true;
     }

@@ -9,6 +9,7 @@ mod chain;
 pub mod embed;
 mod handover;
 pub mod keys;
+mod laps;
 pub mod link;
 pub mod links;
 pub mod sealed;
@@ -24,7 +25,8 @@ pub const KEY_PROTOCOL: &str = "/opengrid/key/1";
 
 use opengrid_protocol::NodeId;
 
-/// What a peer did that an honest program never does. It is disconnected, refused for a while and counted.
+/// What a peer did that an honest program never does, unless it [`may be another's`](Fault::may_be_anothers). It is
+/// disconnected, refused for a while and counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Fault {
     #[error("a frame that does not open (altered, replayed or from another session)")]
@@ -47,6 +49,14 @@ pub enum Fault {
     BadRecord,
     #[error("a sealed channel that was opened before")]
     ReplayedHello,
+}
+
+impl Fault {
+    /// Whether an honest node can be made to do so: by a gateway that joins parts which do not belong together, by the
+    /// stage before it.
+    pub fn may_be_anothers(self) -> bool {
+        matches!(self, Self::BadRows | Self::BadCells)
+    }
 }
 
 /// Takes reports of faults; never blocks.

@@ -389,12 +389,15 @@ async fn watch(life: &SignsOfLife, routes: &Routes, is_gone: IsGone) -> ChannelE
             // The first session begins: its silence counts from here.
             life.seen();
         }
-        let silent_ms = life.now_ms().saturating_sub(life.last_ms.load(Ordering::Relaxed));
+        let heard_ms = life.last_ms.load(Ordering::Relaxed);
+        let silent_ms = life.now_ms().saturating_sub(heard_ms);
         if silent_ms > SILENCE_MS_MAX {
             return ChannelEnd::Silent(silent_ms);
         }
         let left = Duration::from_millis(SILENCE_MS_MAX - silent_ms);
-        if silent_ms > MISSED_MS && timeout(left, is_gone()).await.unwrap_or(false) {
+        let is_gone = silent_ms > MISSED_MS && timeout(left, is_gone()).await.unwrap_or(false);
+        // Whoever spoke meanwhile is there, whatever its host, or a router in its place, says.
+        if is_gone && life.last_ms.load(Ordering::Relaxed) == heard_ms {
             return ChannelEnd::Gone;
         }
     }
