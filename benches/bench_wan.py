@@ -20,11 +20,15 @@ FLOOR_BAR = 0.97
 def run(options, say):
     if reason := laboratory.why_not():
         raise SystemExit(f"bench: no laboratory here: {reason}")
+    parts = {"laps": laps, "draft": wan_draft.figures, "stalls": wan_faults.stalls, "rates": wan_faults.rates}
+    for name, part in parts.items():
+        if options.part in (None, name):
+            yield from part(options, say)
+
+
+def laps(options, say):
     for stages in STAGES:
         yield from decode(stages, options, say)
-    yield from wan_draft.figures(options, say)
-    yield from wan_faults.stalls(options, say)
-    yield from wan_faults.rates(options, say)
 
 
 def decode(stages, options, say):
