@@ -15,12 +15,15 @@ use opengrid_protocol::{limits::GUESSES_MAX, session::Token};
 /// So many last tokens are looked for, the longer the better.
 const SUFFIX_MAX: usize = 32;
 const SUFFIX_MIN: usize = 2;
-/// Weight of the newest in the means of times.
+/// Weight of the newest in the means of times, at least.
 const NEWEST: f64 = 0.1;
 /// Guesses of a lap that tries again after guesses did not pay.
 const TRIAL: usize = 2;
-/// Laps between two such trials at least, and what share of the time they may cost.
+/// Laps between two such trials at least, and what share of the time they may cost. The first few of a draft model come
+/// sooner, each after twice as many laps as the one before: the moment that was measured may have been an unlucky one.
 const REST_LAPS: f64 = 24.0;
+const EARLY_REST_LAPS: u32 = 4;
+const EARLY_TRIALS: u32 = 4;
 const TRIALS_SHARE: f64 = 0.01;
 /// Laps after which one without guesses shows again what the others are to be compared with.
 const JUDGED_LAPS: u32 = 64;
@@ -135,14 +138,21 @@ impl Offer {
 #[derive(Clone, Copy, Debug)]
 struct Mean {
     value: f64,
-    measured: bool,
+    seen: u32,
 }
 
 impl Mean {
+    fn guessed(value: f64) -> Self {
+        Self { value, seen: 0 }
+    }
+
+    fn is_measured(&self) -> bool {
+        self.seen > 0
+    }
+
     fn record(&mut self, value: f64) {
-        let weight = if self.measured { NEWEST } else { 1.0 };
-        self.value += (value - self.value) * weight;
-        self.measured = true;
+        self.seen = self.seen.saturating_add(1);
+        self.value += (value - self.value) * NEWEST.max(1.0 / f64::from(self.seen));
     }
 }
 
@@ -187,7 +197,7 @@ pub struct Drafting {
 impl Drafting {
     /// `lap_s` and `row_s` hold until they are measured.
     pub fn new(lap_s: f64, row_s: f64, stages: f64) -> Self {
-        let guess = |value: f64| Mean { value: if value.is_finite() { value.max(1e-6) } else { 1.0 }, measured: false };
+        let guess = |value: f64| Mean::guessed(if value.is_finite() { value.max(1e-6) } else { 1.0 });
         Self {
             accepted: KNOWN_BEFORE,
             under_way: VecDeque::new(),
@@ -195,8 +205,8 @@ impl Drafting {
             stages,
             lap_s: guess(lap_s),
             row_s: guess(row_s),
-            added_s: Mean { value: 0.0, measured: false },
-            guess_s: Mean { value: 0.0, measured: false },
+            added_s: Mean::guessed(0.0),
+            guess_s: Mean::guessed(0.0),
             laps_since: [0; 2],
             laps_with: 0,
             source: Source::Text,
@@ -231,7 +241,7 @@ impl Drafting {
                 self.laps_with = 0;
             } else {
                 self.laps_with = self.laps_with.saturating_add(1);
-                if self.lap_s.measured {
+                if self.lap_s.is_measured() {
                     self.added_s.record(((took - self.lap_s.value) / lap.guesses as f64).max(0.0));
                 } else {
                     self.lap_s.value = took;
@@ -321,7 +331,7 @@ impl Drafting {
         let before = self.under_way.len();
         let most = match offer.source {
             Source::Text => GUESSES_MAX,
-            Source::Model if !self.guess_s.measured => MODEL_FIRST,
+            Source::Model if !self.guess_s.is_measured() => MODEL_FIRST,
             Source::Model => MODEL_MAX,
         };
         let most = offer.available.min(most.saturating_sub(before));
@@ -351,7 +361,11 @@ impl Drafting {
 
     fn rested(&self, source: Source, cost: f64) -> bool {
         let trial_laps = TRIAL as f64 * cost.max(self.row_s.value) / self.lap_s.value.max(f64::MIN_POSITIVE);
-        f64::from(self.laps_since[source as usize]) >= (trial_laps / TRIALS_SHARE).max(REST_LAPS)
+        let rest = (trial_laps / TRIALS_SHARE).max(REST_LAPS);
+        let guessed = self.guess_s.seen;
+        let is_early = source == Source::Model && (1..=EARLY_TRIALS).contains(&guessed) && cost < self.lap_s.value;
+        let rest = if is_early { rest.min(f64::from(EARLY_REST_LAPS << guessed)) } else { rest };
+        f64::from(self.laps_since[source as usize]) >= rest
     }
 }
 

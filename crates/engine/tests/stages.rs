@@ -7,6 +7,7 @@ mod common;
 mod draft_model;
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
     path::Path,
@@ -26,7 +27,7 @@ use opengrid_protocol::{
     session::{Finish, Token, TokenOut},
 };
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 const LAYERS: u32 = 30;
 const ROW_BYTES: usize = 576 * 4;
@@ -111,14 +112,24 @@ struct Relay<'s> {
     epoch: u32,
     cuts: Vec<(Lap, u32)>,
     sent: Vec<u8>,
+    /// Of the link behind the first stage; messages follow each other on it.
     delay: Duration,
+    under_way: VecDeque<(Instant, Lap, u32, bytes::Bytes)>,
     /// What becomes of a row's number on its way.
     carries: fn(f32) -> f32,
 }
 
 impl<'s> Relay<'s> {
     fn new(sessions: &'s mut [StageSession], delay: Duration) -> Self {
-        Self { sessions, epoch: 1, cuts: Vec::new(), sent: Vec::new(), delay, carries: std::convert::identity }
+        Self {
+            sessions,
+            epoch: 1,
+            cuts: Vec::new(),
+            sent: Vec::new(),
+            delay,
+            under_way: VecDeque::new(),
+            carries: std::convert::identity,
+        }
     }
 
     fn feed(&mut self, next: Next) {
@@ -135,16 +146,22 @@ impl<'s> Relay<'s> {
     async fn drawn(&mut self) -> StageEvent {
         let last = self.sessions.len() - 1;
         loop {
+            let due = self.under_way.front().map(|(due, ..)| *due);
             let heard = self.sessions.iter_mut().map(|session| Box::pin(session.events.recv()));
-            let (event, at, _) = timeout(PATIENCE, futures::future::select_all(heard)).await.expect("an event in time");
+            let heard = timeout(PATIENCE, futures::future::select_all(heard));
+            let happened = tokio::select! {
+                biased;
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => None,
+                heard = heard => heard.map(|(event, at, _)| Some((event, at))).expect("an event in time"),
+            };
+            let Some((event, at)) = happened else {
+                let (_, lap, from, rows) = self.under_way.pop_front().expect("rows under way");
+                self.sessions[1].feed(lap, from, Input::Rows(rows)).unwrap();
+                continue;
+            };
             let event = event.expect("an event");
-            if at == last {
-                return event;
-            }
             let StageEvent::Rows { lap, from, rows } = event else { return event };
-            if at == 0 {
-                tokio::time::sleep(self.delay).await;
-            }
+            assert!(at < last, "the last stage gives no rows");
             let holds = self.cuts.iter().filter(|(later, _)| *later > lap).map(|(_, from)| *from).min();
             let count =
                 (rows.len() / ROW_BYTES).min(holds.map_or(usize::MAX, |until| until.saturating_sub(from) as usize));
@@ -159,7 +176,11 @@ impl<'s> Relay<'s> {
             let carried =
                 rows.as_chunks().0.iter().flat_map(|row| (self.carries)(f32::from_le_bytes(*row)).to_le_bytes());
             let rows = carried.collect::<Vec<u8>>().into();
-            self.sessions[at + 1].feed(lap, from, Input::Rows(rows)).unwrap();
+            if at == 0 {
+                self.under_way.push_back((Instant::now() + self.delay, lap, from, rows));
+            } else {
+                self.sessions[at + 1].feed(lap, from, Input::Rows(rows)).unwrap();
+            }
         }
     }
 }

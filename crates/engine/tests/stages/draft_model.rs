@@ -1,8 +1,6 @@
 //! A draft model beside the last stage changes no token: one that guesses right (the served model itself) spares laps, one
 //! that is of no use turns itself off.
 
-use std::collections::VecDeque;
-
 use opengrid_models::test_support::TinyModel;
 
 use super::*;
@@ -107,7 +105,7 @@ async fn the_served_model_as_its_own_guesses_what_the_answer_draws() {
         assert_eq!((&run.tokens, run.finish), (&expected.tokens, expected.finish));
         let (laps, tokens) = (run.laps.len(), run.tokens.len());
         assert!(run.came_true() >= 0.95, "{} of the guesses, {:?}", run.came_true(), run.laps);
-        assert!(laps * 3 < tokens, "{laps} laps for {tokens} tokens");
+        assert!(laps * 3 < tokens, "{laps} laps for {tokens} tokens: {:?}", run.laps);
     }
     whole.shutdown().await;
     pipeline.shutdown().await;
