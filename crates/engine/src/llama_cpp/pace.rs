@@ -10,13 +10,20 @@ use std::time::Duration;
 /// Larger steps take all threads: they compute long between two waits.
 const SMALL_STEP_TOKENS: usize = 32;
 /// Steps that a trial takes.
-const TRIAL_STEPS: u32 = 4;
+const TRIAL_STEPS: u32 = 8;
+/// So many steps of a trial are enough where they are quicker by so much.
+const CLEAR_STEPS: u32 = 4;
+const CLEAR_GAIN: f64 = 0.7;
 /// Steps of one size that the level in use must have been measured for.
 const KNOWN_STEPS: u32 = 4;
 /// Another number of threads must be quicker by so much.
 const GAIN: f64 = 0.95;
 /// Steps so much slower than before are a reason to try fewer threads at once.
 const SLOWDOWN: f64 = 1.5;
+/// A step counts as so many times the usual at most: one that is held up, as happens beside other stages, says little of a number
+/// of threads. So many in a row count in full.
+const HELD_UP_MAX: f64 = 2.0;
+const HELD_UP_STEPS: u32 = 5;
 /// Computing time between two trials, in seconds; doubles while they find nothing better.
 const REST_MIN_S: f64 = 0.25;
 const REST_MAX_S: f64 = 8.0;
@@ -27,8 +34,9 @@ const REST_FEWER_S: f64 = 2.0;
 const REST_PER_COST_MORE: f64 = 30.0;
 const REST_PER_COST_FEWER: f64 = 100.0;
 const REST_COST_MAX_S: f64 = 30.0;
-/// Weight of the newest step in a mean, at least.
-const NEWEST: f64 = 0.125;
+/// Weight of the newest step in a mean; and of the last of many that are held up.
+const NEWEST: f64 = 0.03;
+const NEWEST_HELD_UP: f64 = 0.25;
 
 /// Numbers of threads to choose from: all, a half, a quarter, down to one.
 pub fn levels(threads: u32) -> Vec<u32> {
@@ -53,14 +61,29 @@ pub struct Pace {
 struct Size {
     steps: u32,
     mean_s: f64,
+    /// So many of the last steps were held up.
+    held_up: u32,
     /// The mean when the level was settled on.
     settled_s: Option<f64>,
 }
 
 impl Size {
+    /// The first few count as the quickest of them: a mean of so few would say how many were held up.
     fn record(&mut self, seconds: f64) {
-        self.steps = self.steps.saturating_add(1);
-        self.mean_s += (seconds - self.mean_s) * NEWEST.max(1.0 / f64::from(self.steps));
+        if !self.is_known() {
+            self.mean_s = if self.steps == 0 { seconds } else { self.mean_s.min(seconds) };
+            self.steps += 1;
+            return;
+        }
+        let counted = self.bounded(seconds);
+        self.held_up = if counted < seconds { self.held_up + 1 } else { 0 };
+        let (counted, weight) =
+            if self.held_up >= HELD_UP_STEPS { (seconds, NEWEST_HELD_UP) } else { (counted, NEWEST) };
+        self.mean_s += (counted - self.mean_s) * weight;
+    }
+
+    fn bounded(&self, seconds: f64) -> f64 {
+        seconds.min(self.mean_s * HELD_UP_MAX)
     }
 
     fn is_known(&self) -> bool {
@@ -75,6 +98,8 @@ struct Trial {
     steps: u32,
     seconds: f64,
     usual_s: f64,
+    /// Those that were held up in full.
+    lasted_s: f64,
 }
 
 impl Pace {
@@ -105,14 +130,20 @@ impl Pace {
         let Some(size) = self.sizes.get_mut(tokens).filter(|_| self.levels > 1) else { return };
         let seconds = took.as_secs_f64();
         if let Some(trial) = self.trial.take() {
-            let (sum, usual_s) = (trial.seconds + seconds, trial.usual_s + size.mean_s);
-            self.judge(Trial { steps: trial.steps + 1, seconds: sum, usual_s, ..trial });
+            let trial = Trial {
+                level: trial.level,
+                steps: trial.steps + 1,
+                seconds: trial.seconds + size.bounded(seconds),
+                usual_s: trial.usual_s + size.mean_s,
+                lasted_s: trial.lasted_s + seconds,
+            };
+            self.judge(trial);
             return;
         }
         size.record(seconds);
         let size = *size;
         self.rested_s += seconds;
-        let begin = |level| Trial { level, steps: 0, seconds: 0.0, usual_s: 0.0 };
+        let begin = |level| Trial { level, steps: 0, seconds: 0.0, usual_s: 0.0, lasted_s: 0.0 };
         self.trial = self.next_trial(size).map(begin);
     }
 
@@ -135,15 +166,17 @@ impl Pace {
 
     fn judge(&mut self, trial: Trial) {
         let whole = f64::from(TRIAL_STEPS) / f64::from(trial.steps);
-        let hopeless = trial.seconds > trial.usual_s * whole * GAIN || trial.seconds > trial.usual_s * SLOWDOWN;
-        if trial.steps < TRIAL_STEPS && !hopeless {
+        let hopeless = trial.seconds > trial.usual_s * whole * GAIN
+            || (trial.steps > 1 && trial.seconds > trial.usual_s * SLOWDOWN);
+        let clear = trial.steps >= CLEAR_STEPS && trial.seconds < trial.usual_s * CLEAR_GAIN;
+        if trial.steps < TRIAL_STEPS && !hopeless && !clear {
             self.trial = Some(trial);
             return;
         }
         self.rested_s = 0.0;
         if hopeless {
             let per_cost = if trial.level > self.level { REST_PER_COST_FEWER } else { REST_PER_COST_MORE };
-            let cost = trial.seconds - trial.usual_s;
+            let cost = trial.lasted_s - trial.usual_s;
             self.rest_s = (self.rest_s * 2.0).min(REST_MAX_S).max((cost * per_cost).min(REST_COST_MAX_S));
         } else {
             self.rest_s = if trial.level > self.level { REST_FEWER_S } else { REST_MIN_S };
@@ -155,7 +188,7 @@ impl Pace {
             } else {
                 // As much quicker as those of the trial, until they are measured.
                 let expected_s = size.is_known().then_some(size.mean_s * trial.seconds / trial.usual_s);
-                *size = Size { steps: 0, mean_s: 0.0, settled_s: expected_s };
+                *size = Size { settled_s: expected_s, ..Size::default() };
             }
         }
     }
@@ -226,6 +259,27 @@ mod tests {
         assert_eq!(pace.level(1), 1);
         assert_eq!(pace.level(SMALL_STEP_TOKENS + 1), 0);
         assert_eq!(run(&mut Pace::new(1), 1, 5.0, |_| 0.01).1, 0);
+    }
+
+    /// Beside other stages on the same cores: every 40th step or so is held up, sometimes several in a row, on whichever level.
+    #[test]
+    fn steps_that_are_held_up_now_and_then_end_at_the_same_level() {
+        for seed in 1..20_u64 {
+            let (mut pace, mut dice, mut held_up) = (Pace::new(2), seed, 0);
+            let mut all_threads = 0;
+            for _ in 0..10_000 {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                if (dice >> 33).is_multiple_of(80) {
+                    held_up = 1 + (dice >> 40) % 3;
+                }
+                let level = pace.level(1);
+                all_threads += u32::from(level == 0);
+                let factor = if held_up > 0 { 4.0 } else { 1.0 };
+                held_up = held_up.saturating_sub(1);
+                pace.record(1, Duration::from_secs_f64(IDLE[level] / 2.0 * factor));
+            }
+            assert!(all_threads > 8_500, "seed {seed}: all threads in {all_threads} of 10000 steps");
+        }
     }
 
     /// Steps of 1 to 4 tokens by turns, some of them held up.
