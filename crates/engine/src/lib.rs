@@ -9,6 +9,7 @@ mod child;
 mod drafts;
 mod encoding;
 mod fake;
+mod gathering;
 mod ipc;
 mod llama_cpp;
 mod openai_http;

@@ -4,8 +4,6 @@
 //! A session is a sequence of rows by position. What is fed may begin anywhere up to the end of what was fed before:
 //! from there on it takes the place of what was there (a guess that missed, a part that is sent again).
 
-use std::time::{Duration, Instant};
-
 use crate::{
     batching::{Prompt, StepLimits, share_prefill},
     stage::Lap,
@@ -64,51 +62,11 @@ pub enum FeedError {
     Old,
 }
 
-/// How long sessions that wait for others have waited. Pure: the caller says when it is.
-#[derive(Debug, Default)]
-pub struct Gathering {
-    since: Option<Instant>,
-    last_step: Option<Instant>,
-    /// From step to step, as a mean.
-    lap: Duration,
-}
-
-/// A session that is late by so many laps went another way.
-const GATHER_LAPS: f32 = 1.5;
-const GATHER_MAX: Duration = Duration::from_millis(100);
-/// What comes from one step comes within this time.
-const GATHER_STEP: Duration = Duration::from_millis(3);
 /// Steps that do not wait for a session after it was late once, and at most.
 const PASSED_OVER_MIN: u32 = 8;
 const PASSED_OVER_MAX: u32 = 1_024;
 /// A session that was in none of so many steps does not count.
 const IDLE_STEPS: u32 = 16;
-/// Weight of the newest lap.
-const NEWEST: f32 = 0.125;
-
-impl Gathering {
-    /// What is left of the patience at this moment.
-    pub fn patience(&mut self, now: Instant, for_all: bool) -> Duration {
-        let since = *self.since.get_or_insert(now);
-        let whole = if for_all { self.lap.mul_f32(GATHER_LAPS).clamp(GATHER_STEP, GATHER_MAX) } else { GATHER_STEP };
-        whole.saturating_sub(now.saturating_duration_since(since))
-    }
-
-    /// A step begins.
-    pub fn stepped(&mut self, now: Instant) {
-        // What was waited here is no part of a lap: waits would make longer waits.
-        let waited = self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        if let Some(before) = self.last_step.replace(now) {
-            let lap = now.saturating_duration_since(before).saturating_sub(waited).min(GATHER_MAX);
-            self.lap = self.lap.mul_f32(1.0 - NEWEST) + lap.mul_f32(NEWEST);
-        }
-    }
-
-    /// Nobody waits any more.
-    pub fn rest(&mut self) {
-        self.since = None;
-    }
-}
 
 #[derive(Debug)]
 struct Session {
@@ -529,25 +487,6 @@ mod tests {
         assert!(!spans.is_crowded(1), "the other one was never fed");
         spans.feed(3, Lap::default(), 0, 1).unwrap();
         assert!(spans.is_crowded(1));
-    }
-
-    #[test]
-    fn waits_do_not_grow_by_themselves() {
-        let (mut gathering, mut now) = (Gathering::default(), Instant::now());
-        let lap = Duration::from_millis(10);
-        for _ in 0..200 {
-            now += lap;
-            let patience = gathering.patience(now, true);
-            assert!(patience <= lap.mul_f32(GATHER_LAPS), "{patience:?}");
-            now += patience;
-            assert_eq!(gathering.patience(now, true), Duration::ZERO);
-            gathering.stepped(now);
-        }
-        assert!(gathering.patience(now, true) > lap, "and are as long as a lap");
-        gathering.rest();
-        now += Duration::from_secs(9);
-        assert!(gathering.patience(now, true) > lap, "each wait has its own");
-        assert!(gathering.patience(now, false) <= GATHER_STEP, "what comes from one step comes at once");
     }
 
     #[test]

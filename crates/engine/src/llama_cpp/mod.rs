@@ -24,6 +24,7 @@ pub(crate) mod speeds;
 mod stage;
 mod stage_cells;
 mod stage_child;
+mod stage_head;
 mod supervisor;
 
 use std::sync::Arc;

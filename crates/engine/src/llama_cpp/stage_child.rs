@@ -11,25 +11,27 @@ use bytes::Bytes;
 use opengrid_grammar::Constraint;
 use opengrid_protocol::{
     limits::GUESSES_MAX,
-    session::{Finish, Token, TokenOut, Usage},
+    session::{Token, Usage},
 };
 
 use super::{
     Mode,
-    answer::{Answer, Draw},
+    answer::Answer,
     child::{self, Incoming, SPEEDS_EVERY, WORKSPACE_BYTES, step_limits},
-    draft_model::{DraftModel, Text},
+    draft_model::DraftModel,
     ffi::{BatchToken, Context, ContextOptions, Model, Span, TokenTable},
     messages::{DraftState, FromEngine, Generate, JobEvent, Load, Progress, Ready, ToEngine},
     pace::Pace,
     self_test::Subject,
     speeds::Speeds,
     stage_cells::Moves,
+    stage_head::{Head, Pricing},
 };
 use crate::{
-    drafts::{self, Drafting, Source},
+    drafts::Source,
+    gathering::Gathering,
     ipc, sandbox,
-    spans::{Chunk, Fed, FeedError, Gathering, Part, Spans, guesses_at_once},
+    spans::{Chunk, Fed, FeedError, Part, Spans, guesses_at_once},
     stage::{Input, Lap, Next, StageSlice},
 };
 
@@ -215,21 +217,6 @@ pub struct Server<'m> {
     events: Vec<JobEvent>,
     rows: Vec<f32>,
     scratch: Vec<f32>,
-}
-
-/// What the last stage knows of a session.
-struct Head {
-    answer: Answer,
-    /// Prompt and answer, and behind them guesses that are under way.
-    text: Vec<Token>,
-    known: usize,
-    /// Number of the lap.
-    lap: u32,
-    opened: Instant,
-    /// Once the first token was drawn.
-    drafting: Option<Drafting>,
-    tokens_max: usize,
-    usage: Usage,
 }
 
 impl Server<'_> {
@@ -516,34 +503,6 @@ fn rows_max(width: usize) -> usize {
     (ROWS_BYTES_MAX / (width * size_of::<f32>())).max(1)
 }
 
-struct Drawn {
-    tokens: Vec<TokenOut>,
-    /// So many of them were guessed.
-    came_true: usize,
-    /// The last one was not: a lap begins with it. Another guess stood in its place.
-    begins: bool,
-    missed: bool,
-    end: Option<Result<Finish, String>>,
-}
-
-/// What guessing goes by beside the session itself.
-struct Pricing {
-    guesses_max: usize,
-    sessions: usize,
-    /// Of this stage: seconds of a row alone and of one among many, and so many times as long all stages take.
-    row_s: f64,
-    prefill_row_s: f64,
-    stages: f64,
-}
-
-impl Pricing {
-    /// What a lap and a row will take, by how long the prompt took. It came through all stages, and over all links.
-    fn expected(&self, prompt: usize, took: f64) -> Drafting {
-        let computing = prompt as f64 * self.prefill_row_s * self.stages;
-        Drafting::new((took - computing).max(self.row_s * self.stages), self.row_s, self.stages)
-    }
-}
-
 impl Server<'_> {
     fn pricing(&self, id: u64) -> Pricing {
         let fit = (GUESSES_BYTES_MAX / (self.width * size_of::<f32>())).clamp(1, GUESSES_MAX);
@@ -554,98 +513,5 @@ impl Server<'_> {
             prefill_row_s: 1.0 / f64::from(self.speeds.prefill),
             stages: self.spans.stages(),
         }
-    }
-}
-
-impl Head {
-    /// How many of the chunk's last rows tell what is not known yet.
-    fn outputs(&self, chunk: &Chunk) -> usize {
-        (chunk.from + chunk.rows).saturating_sub(self.known - 1).min(chunk.rows)
-    }
-
-    /// Draws from the logits of `outputs` rows, as long as each token drawn is the one whose row comes next.
-    fn draw(
-        &mut self,
-        context: &mut Context<'_>,
-        first: usize,
-        outputs: usize,
-        scratch: &mut Vec<f32>,
-    ) -> Result<Drawn, String> {
-        let mut drawn = Drawn { tokens: Vec::new(), came_true: 0, begins: false, missed: false, end: None };
-        for at in 0..outputs {
-            let logits = context.logits(first + at).ok_or("llama.cpp gave no logits")?;
-            match self.answer.draw(logits, scratch) {
-                Err(why) => drawn.end = Some(Err(why)),
-                Ok(Draw::End(finish)) => drawn.end = Some(Ok(finish)),
-                Ok(Draw::Token(token, complete)) => {
-                    self.take(token, &mut drawn);
-                    let full = self.known >= self.tokens_max;
-                    drawn.end = complete.or(full.then_some(Finish::Length)).map(Ok);
-                }
-            }
-            if drawn.end.is_some() || drawn.begins {
-                break;
-            }
-        }
-        Ok(drawn)
-    }
-
-    fn take(&mut self, token: TokenOut, drawn: &mut Drawn) {
-        let guess = self.text.get(self.known);
-        if guess == Some(&token.token) {
-            drawn.came_true += 1;
-        } else {
-            (drawn.begins, drawn.missed) = (true, guess.is_some());
-            self.text.truncate(self.known);
-            self.text.push(token.token);
-            self.lap += 1;
-        }
-        self.known += 1;
-        self.usage.generated_tokens += 1;
-        drawn.tokens.push(token);
-    }
-
-    /// What the first stage computes next: the last token where a lap begins with it, and guesses at what follows.
-    fn next(
-        &mut self,
-        drawn: &Drawn,
-        pricing: &Pricing,
-        slot: usize,
-        draft: Option<&mut DraftModel<'_>>,
-    ) -> Result<Next, String> {
-        let now = self.now();
-        let mut drafting = self.drafting.take().unwrap_or_else(|| pricing.expected(self.known - 1, now));
-        drafting.judged(drawn.came_true, drawn.missed, now);
-        let mut from = self.text.len();
-        if drawn.begins {
-            from -= 1;
-            drafting.begin(now);
-        }
-        // No row is computed of what fills the answer.
-        let room = self.tokens_max.saturating_sub(self.text.len() + 1);
-        let room = room.min(pricing.guesses_max.saturating_sub(self.text.len() - self.known));
-        let mut draft = draft.filter(|_| drafting.may_ask_model());
-        let at_hand = draft.as_mut().map_or(0, |draft| draft.at_hand(slot, self.text()).min(room));
-        let found = drafts::look_up(&self.text, room);
-        let (source, most) = drafting.choose(found, at_hand, pricing.sessions);
-        let guesses = match (source, draft) {
-            (Source::Model, Some(draft)) => draft.guesses(slot, self.text(), most)?.to_vec(),
-            _ => found.tokens[..most].to_vec(),
-        };
-        drafting.left(guesses.len(), self.now());
-        self.drafting = Some(drafting);
-        let by_model = source == Source::Model && !guesses.is_empty();
-        self.text.extend(guesses);
-        Ok(Next { lap: self.lap, from: from as u32, tokens: self.text[from..].to_vec(), by_model })
-    }
-
-    fn now(&self) -> f64 {
-        self.opened.elapsed().as_secs_f64()
-    }
-
-    /// With the guesses under way.
-    fn text(&self) -> Text<'_> {
-        let (tokens, in_flight) = self.text.split_at(self.known);
-        Text { tokens, in_flight, answer: &self.answer }
     }
 }
