@@ -40,7 +40,10 @@ def parse():
     parser.add_argument("--count", type=int, help="kills, streams, seconds or starts instead of the benchmark's own number")
     parser.add_argument("--seed", type=int, default=1, help="of what the benchmark draws at random (default 1)")
     parser.add_argument("--part", choices=("laps", "draft", "stalls", "rates"), help="of `wan`: only these figures")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.part and options.name != "wan":
+        parser.error("only `wan` has parts")
+    return options
 
 
 def say(text):

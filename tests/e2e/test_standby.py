@@ -38,15 +38,15 @@ class Chain:
         with grid.at(0):
             pipelines.wait_for_stages(self.gateway, len(self.nodes))
 
-    def ask(self, on_chunk=None):
+    def ask(self, on_chunk=None, tokens=TOKENS):
         with self.grid.at(0):
-            return pipelines.ask(self.gateway, "", on_chunk=on_chunk, tokens=TOKENS, temperature=0, messages=PROMPT)
+            return pipelines.ask(self.gateway, "", on_chunk=on_chunk, tokens=tokens, temperature=0, messages=PROMPT)
 
     def metric(self, node, name):
         with self.grid.at(node.host):
             return node.metrics()[name]
 
-    def ask_and_signal_the_last_stage(self, number):
+    def ask_and_signal_the_last_stage(self, number, tokens=TOKENS):
         """After some tokens: rows of the answer went ahead, too. The answer, and the other node."""
         hit = []
 
@@ -56,7 +56,7 @@ class Chain:
                 hit.append(self.grid.by_peer_id(peer_id))
                 hit[0].signal(number)
 
-        answered = self.ask(strike)
+        answered = self.ask(strike, tokens)
         assert hit and answered.complete, answered.error
         return answered, next(node for node in self.nodes[1:] if node is not hit[0])
 
@@ -84,8 +84,10 @@ def test_a_stage_that_comes_in_has_the_rows_already(kb_per_s):
 
 def test_a_stage_that_leaves_hands_over_though_rows_went_ahead():
     with chain(1024) as stages:
-        undisturbed = stages.ask()
-        answered, spare = stages.ask_and_signal_the_last_stage(signal.SIGTERM)
+        # So many that it cannot be through before the cache has moved.
+        undisturbed = stages.ask(tokens=4 * TOKENS)
+        assert undisturbed.complete, undisturbed.error
+        answered, spare = stages.ask_and_signal_the_last_stage(signal.SIGTERM, 4 * TOKENS)
         assert answered.text == undisturbed.text
         assert stages.metric(stages.nodes[0], SENT) > 0, "rows went ahead"
         assert (stages.metric(spare, HANDOVERS), stages.metric(spare, USED)) == (1, 0)

@@ -267,6 +267,9 @@ async fn a_hostile_stage_is_replaced_and_recorded() {
             let peers = last.peers();
             let row = peers.iter().find(|row| row.peer_id.0 == crook.network.local());
             assert!(row.is_some_and(|row| row.refused.is_some()), "{cheat:?} is shown among the peers");
+            let is_connected = row.is_some_and(|row| row.connected);
+            // What an honest node can be made to send costs it no connection.
+            assert!(recorded != Some("BadRows") || is_connected, "{cheat:?} disconnects");
         }
         crook.network.shutdown().await;
         stages(&gateway.node, 3).await;

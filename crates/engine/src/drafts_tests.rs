@@ -326,3 +326,25 @@ fn a_model_that_gives_fewer_guesses_than_were_asked_for_is_judged_by_those() {
     drafting.judged(1, false, 0.2);
     assert!(drafting.under_way.is_empty());
 }
+
+#[test]
+fn a_model_that_was_slow_once_is_tried_again_soon() {
+    let mut drafting = Drafting::new(0.1, 0.001, 2.0);
+    let (mut now, mut with) = (0.0, Vec::new());
+    for lap in 0..60 {
+        drafting.begin(now);
+        let at_hand = if drafting.may_ask_model() { MODEL_MAX } else { 0 };
+        let (_, guesses) = drafting.choose(Guesses { tokens: &[], suffix: 0 }, at_hand, 1);
+        // The machine did something else meanwhile, the first time.
+        let guess_s = if with.is_empty() { 0.095 } else { 0.003 };
+        now += guesses as f64 * guess_s;
+        drafting.left(guesses, now);
+        if guesses > 0 {
+            with.push(lap);
+        }
+        now += 0.1;
+        drafting.judged(guesses, false, now);
+    }
+    assert!(with[0] <= 1 && with[1] > with[0] + 1, "it seems too slow at first: {with:?}");
+    assert!(with[1] < 16 && with.len() > 40, "and is used again: {with:?}");
+}

@@ -61,7 +61,18 @@ pub(crate) fn ip(address: &Multiaddr) -> Option<IpAddr> {
     }
 }
 
-pub(crate) fn ip_reach(ip: IpAddr) -> Option<Reach> {
+/// Whether `ip` is that of this machine, whose addresses are `own`. A public one may be a router's, which machines share: it
+/// tells nothing.
+pub(crate) fn is_of_this_machine(ip: IpAddr, own: &[String]) -> bool {
+    let is_own = || own.iter().filter_map(|own| self::ip(&own.parse().ok()?)).any(|own| own == ip);
+    match ip_reach(ip) {
+        Some(Reach::Loopback) => true,
+        Some(Reach::Private) => is_own(),
+        Some(Reach::Public) | None => false,
+    }
+}
+
+fn ip_reach(ip: IpAddr) -> Option<Reach> {
     // Link-local IPv6 cannot be dialled without the name of an interface, which differs by machine.
     if ip.is_unspecified() || ip.is_multicast() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
         return None;
@@ -212,6 +223,14 @@ mod tests {
 
     fn address(text: &str) -> Multiaddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn machines_behind_one_router_are_not_one() {
+        let own = ["/ip4/10.0.0.9/tcp/1", "/ip4/198.51.100.7/tcp/1"].map(str::to_owned);
+        let is_here = |ip: &str| is_of_this_machine(ip.parse().unwrap(), &own);
+        assert!(is_here("127.0.0.1") && is_here("::1") && is_here("10.0.0.9"));
+        assert!(!is_here("10.0.0.8") && !is_here("198.51.100.7"));
     }
 
     #[test]

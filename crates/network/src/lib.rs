@@ -204,17 +204,13 @@ impl Network {
         self.shared.peers.read().get(&address::peer_id(node)?).and_then(what)
     }
 
-    /// Whether a connected peer runs on this very machine, as far as addresses tell. A public address may be a router's, which
-    /// machines share: it tells nothing.
+    /// Whether a connected peer runs on this very machine, as far as addresses tell.
     pub fn is_on_this_host(&self, node: NodeId) -> bool {
         if node == self.shared.local {
             return true;
         }
         let Some(ip) = self.of_peer(node, peers::Peer::direct_ip) else { return false };
-        let own = || {
-            self.shared.addresses.read().iter().filter_map(|own| address::ip(&own.parse().ok()?)).any(|own| own == ip)
-        };
-        address::ip_reach(ip) != Some(address::Reach::Public) && (ip.is_loopback() || own())
+        address::is_of_this_machine(ip, &self.shared.addresses.read())
     }
 
     pub fn nat(&self) -> Nat {

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use futures::future::{Either, select, select_ok};
+use futures::{FutureExt, future::select_ok};
 use tokio::net::{TcpStream, UdpSocket};
 
 /// No QUIC packet is so short: whoever listens drops it.
@@ -25,30 +25,22 @@ pub struct Ports {
 
 /// The first of these TCP ports that accepts a connection, which is closed at once.
 pub async fn accepting(ports: Vec<SocketAddr>) -> Option<SocketAddr> {
-    let tries = ports.into_iter().map(|port| Box::pin(async move { TcpStream::connect(port).await.map(|_| port) }));
+    let tries = ports.into_iter().map(|port| async move { TcpStream::connect(port).await.map(|_| port) }.boxed());
     select_ok(tries).await.ok().map(|(port, _)| port)
 }
 
-/// Waits until the host says that nothing listens at one of the ports. Where it says nothing, that may be for ever.
+/// Waits until the host says that nothing listens at one of the ports. Where it says nothing, that may be for ever; another answer
+/// says nothing of the other port.
 pub async fn is_refused(ports: Ports) -> bool {
-    let over_udp = async { is_refusal(&knock(ports.udp).await) };
-    let over_tcp = async {
-        match ports.tcp {
-            Some(port) => is_refusal(&TcpStream::connect(port).await),
-            None => false,
-        }
-    };
-    // An answer other than a refusal says nothing of the other port.
-    match select(Box::pin(over_udp), Box::pin(over_tcp)).await {
-        Either::Left((true, _)) | Either::Right((true, _)) => true,
-        Either::Left((false, tcp)) => tcp.await,
-        Either::Right((false, udp)) => udp.await,
-    }
+    let over_udp = async { refusal(&knock(ports.udp).await) };
+    let over_tcp = async { refusal(&TcpStream::connect(ports.tcp.ok_or(())?).await) };
+    select_ok([over_udp.boxed(), over_tcp.boxed()]).await.is_ok()
 }
 
-fn is_refusal<T>(outcome: &io::Result<T>) -> bool {
+/// `Ok` for a refusal.
+fn refusal<T>(outcome: &io::Result<T>) -> Result<(), ()> {
     let refused = |error: &io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset);
-    outcome.as_ref().err().is_some_and(refused)
+    outcome.as_ref().err().is_some_and(refused).then_some(()).ok_or(())
 }
 
 async fn knock(address: SocketAddr) -> io::Result<()> {

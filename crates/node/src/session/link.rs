@@ -217,12 +217,12 @@ impl RouteState {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use opengrid_protocol::{ModelRoot, Sampling};
 
     use super::*;
 
-    fn open(session: u64) -> Open {
+    pub fn open(session: u64) -> Open {
         Open {
             session: SessionId(session),
             model: ModelRoot([0; 32]),

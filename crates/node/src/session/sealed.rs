@@ -402,3 +402,32 @@ async fn watch(life: &SignsOfLife, routes: &Routes, is_gone: IsGone) -> ChannelE
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use futures::FutureExt;
+    use tokio_util::sync::CancellationToken;
+
+    use super::{super::link::tests::open, *};
+
+    #[tokio::test]
+    async fn whoever_speaks_while_its_host_is_asked_is_not_gone() {
+        let (link, _outgoing, routes) = Link::new(CancellationToken::new());
+        let _session = link.open(open(1)).await.unwrap();
+        let life = Arc::new(SignsOfLife::new());
+        let asked = Arc::new(AtomicU32::new(0));
+        let (speaks, count) = (life.clone(), asked.clone());
+        let is_gone = Box::new(move || {
+            if count.fetch_add(1, Ordering::Relaxed) == 0 {
+                speaks.seen();
+            }
+            async { true }.boxed()
+        });
+        let end = watch(&life, &routes, is_gone).await;
+        assert!(matches!(end, ChannelEnd::Gone), "{end}");
+        assert_eq!(asked.load(Ordering::Relaxed), 2, "it spoke at the first question, not at the second");
+    }
+}
