@@ -24,6 +24,8 @@ const SLOWDOWN: f64 = 1.5;
 /// of threads. So many in a row count in full.
 const HELD_UP_MAX: f64 = 2.0;
 const HELD_UP_STEPS: u32 = 5;
+/// Steps so much quicker than before are a reason to try more threads: whoever wanted the cores is gone.
+const SPEEDUP: f64 = 0.75;
 /// Computing time between two trials, in seconds; doubles while they find nothing better.
 const REST_MIN_S: f64 = 0.25;
 const REST_MAX_S: f64 = 8.0;
@@ -156,11 +158,15 @@ impl Pace {
         if slower && fewer.is_some() {
             return fewer;
         }
+        let more = self.level.checked_sub(1);
+        let quicker = size.settled_s.is_some_and(|settled| size.mean_s < settled * SPEEDUP);
+        if quicker && more.is_some() {
+            return more;
+        }
         if self.rested_s < self.rest_s {
             return None;
         }
         self.fewer_next = !self.fewer_next;
-        let more = self.level.checked_sub(1);
         if self.fewer_next { fewer.or(more) } else { more.or(fewer) }
     }
 
@@ -280,6 +286,15 @@ mod tests {
             }
             assert!(all_threads > 8_500, "seed {seed}: all threads in {all_threads} of 10000 steps");
         }
+    }
+
+    /// On busy cores one thread is slower, too: it becomes quicker when they are free.
+    #[test]
+    fn cores_that_become_free_are_noticed_at_once() {
+        let mut pace = Pace::new(2);
+        run(&mut pace, 1, 60.0, |level| BUSY[level]);
+        let (steps, _) = run(&mut pace, 1, 3.0, |level| IDLE[level]);
+        assert!(f64::from(steps) * IDLE[0] > 3.0 * 0.88, "{steps} steps in 3 s");
     }
 
     /// Steps of 1 to 4 tokens by turns, some of them held up.
