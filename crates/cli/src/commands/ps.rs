@@ -67,7 +67,7 @@ fn served(status: &Status) -> String {
         0 => table,
         parts => {
             let kept = bytes(status.parts_kept_bytes);
-            format!("{table}\n{parts} parts of sessions keep {kept} to send again if another node is lost")
+            format!("{table}\nparts of sessions here ({parts}) keep {kept} to send again if another node is lost")
         }
     }
 }
